@@ -22,7 +22,7 @@ from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
 from .dynamic import DynamicNodes
 from .dynamic_lstm import write_dynamic
 from .edit import refill, replace_names, reroute
-from .fusion import moves_values
+from .fusion import find_bounds, moves_values
 from .gates import write_gates
 from .index import Index, is_op, known_constant, list_names, reads
 from .layer_params import LayerParams, transpose, turn_upright
@@ -98,6 +98,7 @@ class _Writer:
         opset = next(entry.version for entry in model.opset_import if entry.domain in STANDARD)
         self.dynamic = DynamicNodes(self.new, opset)
         self.after: dict[str, list[NodeProto]] = {}
+        self.dropped: set[str] = set()
         self.before: dict[str, list[NodeProto]] = {}
         self.at_start: list[NodeProto] = []
         self.tied = {each.tied_to for each in scheme.embeddings if each.name in self.nodes}
@@ -130,14 +131,14 @@ class _Writer:
                 self.before.setdefault(layer.name, []).extend(self._write_embedding(layer, layers, tables))
                 replaced.add(layer.weight)
         nodes = list(self.at_start)
-        for node in graph.node:
+        for node in (node for node in graph.node if node.name not in self.dropped):
             nodes += [*self.before.get(node.name, []), node, *self.after.get(node.name, [])]
         refill(graph.node, nodes)
         made = {t for node in nodes for t in node.output}
         needed = {t for node in nodes for t in reads(node)}.union(self.index.outputs) - made
         needed -= {tensor.name for tensor in self.new.written}
         stored = self.index.initializers.values()
-        kept = [i for i in stored if i.name not in replaced or i.name in needed]
+        kept = [i for i in stored if i.name not in replaced | self.dropped or i.name in needed]
         graph.initializer.extend([*kept, *self.new.written])
         import_domain(self.model)
         return self.model
@@ -208,16 +209,22 @@ class _Writer:
         return source, tensor
 
     def _absorb_clip(self, tensor: str, grid: QParams) -> None:
-        """Replace a Clip(0, c) by a Relu, which onnxruntime fuses alone, if the grid ends inside [0, c]."""
-        node = self.index.producer.get(tensor)
-        if node is None or node.op_type != "Clip" or grid.zero_point != 0 or tensor not in self.scheme.nonnegative:
+        """Replace a Clip(0, c) by a Relu, which onnxruntime fuses alone, if the grid ends inside [0, c].
+
+        The bounds of channels in front of a Relu have no effect then.
+        """
+        node, nonnegative = self.index.producer.get(tensor), self.scheme.nonnegative
+        if node is None or not is_op(node, "Clip", "Relu") or grid.zero_point != 0 or tensor not in nonnegative:
             return
         if tensor in self.scheme.float_reads:  # which would miss the Clip
             return
-        if grid.spec.qmax * float(grid.scale) <= self.scheme.nonnegative[tensor]:
+        if grid.spec.qmax * float(grid.scale) <= nonnegative[tensor]:
             node.op_type = "Relu"
             del node.input[1:]
             del node.attribute[:]
+            if (bounds := find_bounds(self.index, node.input[0])) is not None:
+                node.input[0] = bounds.input[0]
+                self.dropped.update((bounds.name, bounds.input[1]))
 
     def _quantize(self, prefix: str, ends: tuple[str, str], grid: QParams, readers: list[NodeProto]) -> list[NodeProto]:
         """QuantizeLinear and DequantizeLinear between two tensors, and what 4 bits need between these nodes.

@@ -7,13 +7,16 @@ import math
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from .index import Index, attribute_of, constant, is_op
+from .index import Index, attribute_of, constant, is_op, known_constant
 from .ops import AVERAGES, INTEGER_OPS, LINEAR_OPS, MOVERS, NONNEGATIVE_OPS, SHAPE_READERS
 from .values import read_values
 
 # HardSigmoid has these where it names none, and HardSwish is x HardSigmoid(x) with another alpha (onnx specification).
 HARD_ALPHA, HARD_BETA, HARD_SWISH_ALPHA = 0.2, 0.5, 1 / 6
 
+BOUNDED = (
+    "bounded"  # behind the name of what a Min gives that bounds each channel of a layer's output: see ``equalize``
+)
 HALF = 0.5  # what ``frexp`` gives as the fraction of a power of two
 
 
@@ -64,7 +67,7 @@ def data_inputs(node: NodeProto) -> list[str]:
 def upper_bound(index: Index, tensor: str) -> float | None:
     """The c of a Relu (infinity), Clip(0, c) or HardSigmoid (1) that makes ``tensor``; None where none does.
 
-    A Mul by a power of two in front of a Concat multiplies it.
+    A Mul by a power of two in front of a Concat multiplies it. A Relu behind the bounds of channels has the least one.
     """
     node = index.producer.get(tensor)
     if node is not None and is_op(node, "HardSigmoid"):
@@ -75,9 +78,18 @@ def upper_bound(index: Index, tensor: str) -> float | None:
     if node is None or not is_op(node, "Relu", "Clip"):
         return None
     if node.op_type == "Relu":
-        return math.inf
+        bounds = find_bounds(index, node.input[0])
+        return math.inf if bounds is None else float(known_constant(index, bounds.input[1]).min())
     low, high = (_clip_end(index, node, number, name) for number, name in ((1, "min"), (2, "max")))
     return high if low == 0 and high > 0 else None
+
+
+def find_bounds(index: Index, tensor: str) -> NodeProto | None:
+    """The Min that bounds each channel of a tensor, which ``passes.equalize`` has written; None for others."""
+    node = index.producer.get(tensor)
+    if node is None or not is_op(node, "Min") or not tensor.startswith(f"{node.input[0]}_{BOUNDED}"):
+        return None
+    return node if len(node.input) == 2 and node.input[1] in index.initializers else None
 
 
 def scale_of_joined(index: Index, node: NodeProto) -> float | None:
@@ -122,8 +134,14 @@ def _clip_end(index: Index, node: NodeProto, number: int, name: str) -> float:
 
 
 def rectified(index: Index, tensor: str) -> str:
-    """The output of the Relu or Clip(0, c) that alone reads ``tensor``, or else ``tensor`` itself."""
+    """The output of the Relu or Clip(0, c) that alone reads ``tensor``, or else ``tensor`` itself.
+
+    The bounds of channels in front of a Relu belong to it.
+    """
     readers = index.readers(tensor)
+    if len(readers) == 1 and find_bounds(index, readers[0].output[0]) is not None:
+        after = rectified(index, readers[0].output[0])
+        return tensor if after == readers[0].output[0] else after
     if len(readers) != 1 or tensor in index.outputs or not is_op(readers[0], "Relu", "Clip"):
         return tensor
     after = readers[0].output[0]

@@ -1,4 +1,4 @@
-"""Factors by channel that even out what grids of one scale round: cross-layer equalization by the error that it leaves.
+"""Factors by channel that even out what one scale rounds: cross-layer equalization by the error that it leaves.
 
 A positive factor s of a channel passes a Relu, so that ``s`` times one layer's row and ``1 / s`` times the next one's
 column leave the network as it is (Nagel et al., Data-Free Quantization Through Weight Equalization, 2019). That work
@@ -20,7 +20,12 @@ POWER = 16
 TINY = float(np.finfo(np.float32).tiny)
 # Steps of Adam, and its largest rate for logarithms of factors. Twice as many change no error by more than a hundredth.
 STEPS, RATE = 200, 0.05
+# The same where rows have scales of their own, and factors of channels less to weigh up: with these the error
+# of ResNet-20 falls as far as with the others, up to a three-hundredth of what it falls by.
+ROW_STEPS, ROW_RATE = 40, 0.1
 MEAN_DECAY, SQUARE_DECAY, ADAM_EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba, Adam, 2015
+# Ends of grids that are tried, as shares of the largest magnitude.
+SHARES = np.geomspace(1.0, 0.2, 20)
 # Shares of an octave that are tried as a common factor, and rounds over all junctions.
 FINE, ROUNDS = 16, 4
 
@@ -30,9 +35,10 @@ class Equalized:
     """What one layer's error depends on, without its factors. Channels are those of g groups.
 
     peaks, squares: the largest magnitude and the sum of squares of the taps between two channels, (g, outputs, inputs).
-    taps: their number. powers, reaches: mean square and largest magnitude of each input, (g * inputs,). weights: how
-    much the error of an output counts, (g * outputs,). before, after: the numbers of the junctions that it reads and
-    writes; None for what has no factors.
+    taps: their number. powers, reaches: mean square of each input, and the magnitude that its grid should reach,
+    (g * inputs,). weights: how much the error of an output counts, (g * outputs,). before, after: the numbers of the
+    junctions that it reads and writes; None for what has no factors. weight_levels, input_levels: on one side of zero.
+    by_row: whether each output has a scale of its own, and not the weight one for all.
     """
 
     peaks: np.ndarray
@@ -43,17 +49,24 @@ class Equalized:
     weights: np.ndarray
     before: int | None = None
     after: int | None = None
+    read: int = 0
+    written: int = 0
+    weight_levels: int = LEVELS
+    input_levels: int = LEVELS
+    by_row: bool = False
 
 
 @dataclass(frozen=True)
 class Limits:
     """The channels of one junction: the most that each may be multiplied by, and those that share one factor.
 
-    most: (channels,), relative to that of the ``tied`` ones, infinite without any. tied: bool (channels,).
+    most: (channels,), relative to that of the ``tied`` ones, infinite without any. tied: bool (channels,). least: what
+    each is multiplied by at least, one number or (channels,).
     """
 
     most: np.ndarray
     tied: np.ndarray
+    least: np.ndarray | float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,17 +94,42 @@ def choose_factors(
             torch.exp(torch.where(tied, torch.zeros_like(log), torch.minimum(log, most))) for log, (most, tied) in pairs
         ]
 
+    steps, rate = (ROW_STEPS, ROW_RATE) if any(each.by_row for each in layers) else (STEPS, RATE)
     adam = _Adam(logs)
-    for step in range(STEPS if logs else 0):
+    for step in range(steps if logs else 0):
         factors = read()
         loss = torch.stack([each.errors(factors) for each in terms]).sum().log()
-        adam.step(loss, RATE * (1 + np.cos(np.pi * step / STEPS)) / 2)
+        adam.step(loss, rate * (1 + np.cos(np.pi * step / steps)) / 2)
+        with torch.no_grad():
+            for log, limits in zip(logs, junctions, strict=True):
+                if np.any(limits.least):
+                    torch.maximum(log, torch.as_tensor(np.log(limits.least)), out=log)
     with torch.no_grad():
         found = read()
         common = _fit_powers(layers, [each.steps_and_errors(found) for each in terms]) if power_of_two else {}
     return [
         Factors(each.numpy() * common.get(number, 1.0), common.get(number, 1.0)) for number, each in enumerate(found)
     ]
+
+
+def find_reaches(values: np.ndarray, levels: int) -> np.ndarray:
+    """How far a grid with so many levels on one side of zero reaches in each channel at the least squared error.
+
+    values: (channels, any), float32.
+    """
+    largest = np.abs(values).max(1, keepdims=True)
+    best: np.ndarray = np.full(len(values), np.inf)
+    reaches: np.ndarray = largest[:, 0].copy()
+    for share in SHARES:
+        step = np.maximum(np.float32(share / levels) * largest, np.float32(TINY))
+        error = np.rint(values / step)
+        np.clip(error, -levels, levels, out=error)
+        error *= step
+        error -= values
+        found = np.einsum("cx,cx->c", error, error)
+        better = found < best
+        best[better], reaches[better] = found[better], share * largest[better, 0]
+    return reaches
 
 
 class _Adam:
@@ -117,9 +155,11 @@ class _Terms:
     """The error of one layer as a function of factors; all but the norm of its weight are sums over channels."""
 
     def __init__(self, layer: Equalized) -> None:
-        self.before, self.after = layer.before, layer.after
+        self.before, self.after, self.read, self.written = layer.before, layer.after, layer.read, layer.written
         groups, outputs, inputs = layer.peaks.shape
-        self.peaks, self.largest = layer.peaks, max(float(layer.peaks.max()), TINY)
+        self.weight_levels, self.input_levels, self.by_row = layer.weight_levels, layer.input_levels, layer.by_row
+        self.peaks = layer.peaks
+        self.largest = np.maximum(layer.peaks.max(axis=2 if layer.by_row else None, keepdims=True), TINY)
         # Sums of powers become products with vectors of factors.
         self.raised = torch.tensor((layer.peaks / self.largest) ** POWER)
         weights = layer.weights.reshape(groups, outputs)
@@ -131,23 +171,32 @@ class _Terms:
     def errors(self, factors: Sequence[torch.Tensor]) -> torch.Tensor:
         """The weighted squared error of the output by the rounding of weight and input, with norms as their steps."""
         given, made = self._of_channels(factors)
-        total = torch.einsum("go,goi,gi->", made**POWER, self.raised, given**-POWER)
-        weight_step = self.largest * total ** (1 / POWER) / LEVELS
         by_weight, by_input = self._unit_errors(given, made)
-        return by_weight * weight_step**2 + by_input * (_norm(self.reaches * given) / LEVELS) ** 2
+        by_input = by_input * (_norm(self.reaches * given) / self.input_levels) ** 2
+        if self.by_row:  # a row's scale takes the factor of its output, which leaves the row's error as it was
+            total = torch.einsum("goi,gi->go", self.raised, given**-POWER).clamp_min(TINY)
+            steps = torch.tensor(self.largest[:, :, 0]) * total ** (1 / POWER) / self.weight_levels
+            by_row: torch.Tensor = ((given**2 * self.powers).sum(1) * (self.weights * steps**2).sum(1)).sum()
+            return by_row + by_input
+        total = torch.einsum("go,goi,gi->", made**POWER, self.raised, given**-POWER)
+        weight_step = float(self.largest.max()) * total ** (1 / POWER) / self.weight_levels
+        return by_weight * weight_step**2 + by_input
 
     def steps_and_errors(self, factors: Sequence[torch.Tensor]) -> tuple[float, float, float, float]:
         """The steps of weight and input, and the two errors that they leave."""
         given, made = self._of_channels(factors)
-        weight = float((self.peaks * made[:, :, None].numpy() / given[:, None, :].numpy()).max()) / LEVELS
-        step = float((self.reaches * given).max()) / LEVELS
+        weight = float((self.peaks * made[:, :, None].numpy() / given[:, None, :].numpy()).max()) / self.weight_levels
+        step = float((self.reaches * given).max()) / self.input_levels
         by_weight, by_input = map(float, self._unit_errors(given, made))
         return max(weight, TINY), max(step, TINY), by_weight * weight**2, by_input * step**2
 
     def _of_channels(self, factors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The factors of inputs, (g, inputs), and of outputs, (g, outputs)."""
-        given = torch.ones_like(self.reaches) if self.before is None else factors[self.before]
-        made = torch.ones_like(self.weights) if self.after is None else factors[self.after]
+        given, made = torch.ones_like(self.reaches), torch.ones_like(self.weights)
+        if self.before is not None:
+            given = factors[self.before][self.read : self.read + given.numel()]
+        if self.after is not None:
+            made = factors[self.after][self.written : self.written + made.numel()]
         return given.reshape(self.reaches.shape), made.reshape(self.weights.shape)
 
     def _unit_errors(self, given: torch.Tensor, made: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
-"""Weights of one scale: the channels between layers are multiplied by factors that leave their grids the least error.
+"""The channels between layers are multiplied by factors that leave the grids of one scale the least error.
 
-A channel of small weights has few levels beside one of large weights. Factors move range from one layer to the next.
+A channel of small weights has few levels beside one of large weights, where a weight has one scale. Of an activation of
+4 bits, a channel of small values has few. Factors move range from one layer to the next.
 """
 
 from __future__ import annotations
@@ -16,79 +17,120 @@ from ..data import CalibrationSet
 from ..graph.index import Index, known_constant
 from ..graph.layers import channel_axis, find_layers
 from ..graph.passes.equalize import Junction, find_junctions, scale_junction
-from ..numeric.equalize import Equalized, Limits, choose_factors
+from ..numeric.equalize import LEVELS, Equalized, Limits, choose_factors, find_reaches
 from ..runtime.session import Session
 from ..spec import LayerScheme, QuantScheme
-from .batches import batch_size
+from .batches import batch_size, choose_step
 
 # A channel reaches the bound of a Clip where its samples come this near to it, as a share of the bound: others may give
 # more. On MobileNetV2, factors for all channels that stay below the bound itself change the float model's outputs on
 # other images by 25 dB, these by 32.
 MARGIN = 1.5
+# Values of a channel that are looked at, about, and that must differ from 0 for a grid that leaves some of them out.
+VALUES, LEAST_VALUES = 1024, 32
+MOST_FACTOR = 50.0  # of a channel that hardly gives anything
+MOST_SAMPLES = 64  # whose moments are as good as those of more
 
 
-def even_layers(model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, threads: int = 0) -> int:
-    """Scale the channels between layers whose weights have one scale each; returns the number of tensors' sets.
+def even_layers(
+    model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, threads: int = 0, *, few_levels: bool = True
+) -> dict[str, tuple[float, float]]:
+    """Scale the channels between layers whose weights have one scale each, or of which some read few levels.
 
+    few_levels: whether layers that read few levels ask for it, some of them depthwise. Returns the least and the
+    greatest factor of each set of tensors that have the same, under the name of one.
     The float model's outputs on the samples stay as they are. A Clip(0, c) has one bound for all channels, so that
-    those that reach it keep one common factor, by which the bound is multiplied too.
+    those that reach it keep one common factor, by which the bound is multiplied too. Where grids do what Clips do, for
+    onnxruntime, each channel has a bound of its own in place of that (see ``scale_junction``).
     """
-    if not scheme.layers or any(layer.weight_spec.axis is not None for layer in scheme.layers):
-        return 0
+    one_scale = bool(scheme.layers) and all(layer.weight_spec.axis is None for layer in scheme.layers)
+    reading = [layer for layer in scheme.layers if few_levels and layer.activation_spec.bits < FULL_BITS]
+    # Factors cost the weights of other layers what they gain for grids: ResNets have as much error with as without.
+    few = {layer.name for layer in reading} if any(layer.groups > 1 for layer in reading) else set()
+    if not one_scale and not few:
+        return {}
     index = Index(model.graph)
     layers = {layer.name: layer for layer in find_layers(model, index, FULL_BITS, FULL_BITS)}
+    layers |= {layer.name: layer for layer in scheme.layers if layer.name in layers}
     junctions, readers = find_junctions(model, layers)
+    if not one_scale:
+        junctions = [each for each in junctions if any(layer.name in few for layer in each.readers)]
     if not junctions:
-        return 0
+        return {}
     around = [t for name in readers for t in (layers[name].input, layers[name].output)]
-    clipped = [index.nodes[name].input[0] for each in junctions for name in each.clips]
-    seen = _measure(model, [*around, *clipped], samples, threads)
+    bounded = not one_scale and scheme.requirements.for_onnxruntime
+    clipped = [] if bounded else [index.nodes[name].input[0] for each in junctions for name in each.clips]
+    # What reaches the bound of a Clip is looked for in all of them.
+    most = len(samples) if one_scale or clipped else MOST_SAMPLES
+    seen = _measure(model, [*around, *clipped], samples, most=most, threads=threads)
     described = [_describe(index, layers[name], junctions, seen) for name in readers]
     own = dict(zip(readers, described, strict=True))
     weighed = [
-        replace(own[name], weights=_weigh(own[name], [own[each] for each in behind]))
+        replace(own[name], weights=_weigh(own[name], [(own[each], first) for each, first in behind.items()]))
         for name, behind in readers.items()
     ]
-    limits = [_limit(index, each, seen) for each in junctions]
+    limits = [_limit_to_grid(each, own) if bounded and each.clips else _limit(index, each, seen) for each in junctions]
     power = all(layer.weight_spec.power_of_two for layer in scheme.layers)
     found = choose_factors(weighed, limits, power_of_two=power)
     for junction, factors in zip(junctions, found, strict=True):
-        scale_junction(model, junction, factors.by_channel, factors.common)
-    return len(junctions)
+        scale_junction(model, junction, factors.by_channel, None if bounded else factors.common)
+    ends = [(float(each.by_channel.min()), float(each.by_channel.max())) for each in found]
+    return {junction.readers[0].input: pair for junction, pair in zip(junctions, ends, strict=True)}
 
 
 class _Seen:
-    """Of one tensor, by channel: the mean square, the largest magnitude and the largest value."""
+    """Of one tensor, by channel: mean square, largest magnitude, largest value, and how far few levels should reach."""
 
     def __init__(self, channels: int) -> None:
         self.squares, self.count = np.zeros(channels), 0
-        self.reach, self.most = np.zeros(channels), np.full(channels, -np.inf)
+        self.reach, self.most, self.least = np.zeros(channels), np.full(channels, -np.inf), np.inf
+        self.some: list[np.ndarray] = []
 
-    def add(self, values: np.ndarray) -> None:
-        """values: (samples, channels, ...)."""
+    def add(self, values: np.ndarray, places: int) -> None:
+        """values: (samples, channels, ...), of which about so many places of each sample are kept."""
         flat = values.reshape(*values.shape[:2], -1)
         self.squares += np.einsum("ncx,ncx->c", flat, flat, dtype=np.float64)
         self.count += flat.shape[0] * flat.shape[2]
         high, low = flat.max(axis=(0, 2)), flat.min(axis=(0, 2))
         self.reach, self.most = np.maximum(self.reach, np.maximum(high, -low)), np.maximum(self.most, high)
+        self.least = min(self.least, float(low.min()))
+        self.some.append(np.moveaxis(flat[:, :, :: choose_step(flat.shape[2], places)], 1, 0).reshape(len(high), -1))
+
+    def reaches(self, bits: int) -> np.ndarray:
+        """What a grid of so many bits would reach in each channel, were it alone."""
+        if bits >= FULL_BITS:
+            return self.reach
+        some = np.concatenate(self.some, axis=1)
+        told = np.count_nonzero(some, axis=1) >= LEAST_VALUES
+        return np.where(told, np.minimum(find_reaches(some, self.levels(bits)), self.reach), self.reach)
+
+    def levels(self, bits: int) -> int:
+        """Of a grid of so many bits on one side of zero."""
+        return LEVELS if bits >= FULL_BITS else (2**bits if self.least >= 0 else 2 ** (bits - 1)) - 1
 
     @property
     def power(self) -> np.ndarray:
         return self.squares / max(self.count, 1)
 
 
-def _measure(model: ModelProto, tensors: Iterable[str], samples: CalibrationSet, threads: int) -> dict[str, _Seen]:
-    """The tensors over all samples."""
+def _measure(
+    model: ModelProto, tensors: Iterable[str], samples: CalibrationSet, *, most: int, threads: int
+) -> dict[str, _Seen]:
+    """The tensors over about ``most`` samples, spread evenly over the set."""
     inputs = {value.name for value in model.graph.input}
     inside = [t for t in dict.fromkeys(tensors) if t not in inputs]
     session = Session(model, also=inside, name="the prepared model", threads=threads)
     found: dict[str, _Seen] = {}
-    for feeds in samples.batches(batch_size(session, samples)):
+    size = batch_size(session, samples)
+    every = max(1, len(samples) // max(most, 1))
+    places = max(VALUES * every // len(samples), 1)
+    for part in samples.split(size, range(0, len(samples), every)):
+        feeds = samples.read(part)
         for tensor, values in {
             **{t: feeds[t] for t in inputs.intersection(tensors)},
             **session.run(feeds, inside),
         }.items():
-            found.setdefault(tensor, _Seen(values.shape[1])).add(values)
+            found.setdefault(tensor, _Seen(values.shape[1])).add(values, places)
     return found
 
 
@@ -98,37 +140,66 @@ def _describe(index: Index, layer: LayerScheme, junctions: Sequence[Junction], s
     rows = np.abs(np.moveaxis(weight, channel_axis(node), 0))
     taps = rows.reshape(layer.groups, len(rows) // layer.groups, rows.shape[1], -1)
     power = max(float(seen[layer.output].power.sum()), np.finfo(float).tiny)
+    before, read = _find_junction(junctions, layer.input)
+    after, written = _find_junction(junctions, layer.output)
     return Equalized(
         peaks=taps.max(axis=3),
         squares=(taps**2).sum(axis=3),
         taps=taps.shape[3],
         powers=seen[layer.input].power,
-        reaches=seen[layer.input].reach,
+        reaches=seen[layer.input].reaches(layer.activation_spec.bits),
         weights=np.full(len(rows), 1 / power),
-        before=next((i for i, each in enumerate(junctions) if layer.input in each.tensors), None),
-        after=next((i for i, each in enumerate(junctions) if layer.output in each.tensors), None),
+        before=before,
+        after=after,
+        read=read,
+        written=written,
+        weight_levels=2 ** (min(layer.weight_spec.bits, FULL_BITS) - 1) - 1,
+        input_levels=seen[layer.input].levels(layer.activation_spec.bits),
+        by_row=layer.weight_spec.axis is not None,
     )
 
 
-def _weigh(layer: Equalized, readers: Sequence[Equalized]) -> np.ndarray:
+def _find_junction(junctions: Sequence[Junction], tensor: str) -> tuple[int | None, int]:
+    """The number of the junction that a tensor is in, and which of its channels is the tensor's first."""
+    found = ((i, each.tensors[tensor].start or 0) for i, each in enumerate(junctions) if tensor in each.tensors)
+    return next(found, (None, 0))
+
+
+def _weigh(layer: Equalized, readers: Sequence[tuple[Equalized, int]]) -> np.ndarray:
     """How much the error of each output counts: by what it adds to the outputs of the layers that read it.
 
-    A layer that none reads counts its outputs alike.
+    readers: each with the number of the output that it reads first. A layer that none reads counts its outputs alike.
     """
     if not readers:
         return layer.weights
     weights = np.zeros_like(layer.weights)
-    for each in readers:
-        rows = each.squares * each.weights.reshape(*each.peaks.shape[:2], 1)
-        weights += rows.sum(axis=1).reshape(-1)
+    for each, first in readers:
+        columns = (each.squares * each.weights.reshape(*each.peaks.shape[:2], 1)).sum(axis=1).reshape(-1)
+        start, stop = max(first, 0), min(first + len(columns), len(weights))
+        weights[start:stop] += columns[start - first : stop - first]
     return weights
+
+
+def _limit_to_grid(junction: Junction, layers: Mapping[str, Equalized]) -> Limits:
+    """Factors with which no channel's grid reaches further than the widest of them does without.
+
+    Where that ends no channel's bound, times its factor, lies below: a grid that ends there has the Clip's effect. A
+    depthwise layer's rows take any factors, so that all channels of what it alone reads reach as far.
+    """
+    readers = [layers[each.name] for each in junction.readers]
+    reaches = np.max([each.reaches for each in readers], axis=0)
+    widest = min(float(reaches.max()), junction.bound)
+    most = np.maximum(widest / np.maximum(reaches, widest / MOST_FACTOR), 1.0)
+    free = all(each.by_row and each.peaks.shape[2] == 1 for each in readers)
+    return Limits(most, np.zeros(most.size, bool), least=most if free else widest / junction.bound)
 
 
 def _limit(index: Index, junction: Junction, seen: Mapping[str, _Seen]) -> Limits:
     """The most that channels may be multiplied by, so that none reaches the bound of a Clip behind it."""
-    size = seen[junction.makers[0].output].power.size
-    most = np.full(size, np.inf)
+    around = [*(each.output for each in junction.makers), *(each.input for each in junction.readers)]
+    most = np.full(max((junction.tensors[t].start or 0) + seen[t].power.size for t in around), np.inf)
     for name in junction.clips:
-        peaks = np.maximum(seen[index.nodes[name].input[0]].most, np.finfo(np.float32).tiny)
-        most = np.minimum(most, junction.bound / (MARGIN * peaks))
+        given = index.nodes[name].input[0]
+        peaks, own = np.maximum(seen[given].most, np.finfo(np.float32).tiny), junction.tensors[given]
+        most[own] = np.minimum(most[own], junction.bound / (MARGIN * peaks))
     return Limits(np.maximum(most, 1.0), most < 1)

@@ -201,7 +201,8 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
         scheme = prepared.make_widest_scheme()
     for line in find_unlike_joins(model, scheme, samples, run.threads) if grouped else ():
         run.warn(line)
-    evened = even_layers(model, scheme, samples, run.threads)
+    # Weights that bodies and the graph around them share have the factors of all of them, or none.
+    evened = even_layers(model, scheme, samples, run.threads, few_levels=run.shared is None and not planned)
     if evened:
         scheme = prepared.make_widest_scheme()
     rescales = not grouped or run.target.rewrites.rescaled_inputs
@@ -210,7 +211,7 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
         **prepared.passes,
         "even_channels": len(unlike),
         "even_joins": len(joins),
-        "even_layers": evened,
+        "even_layers": len(evened),
         "rotate": rotated,
         "smooth": smoothed,
         "rescale_input": len(found.rescaled),
@@ -224,7 +225,7 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
     fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids)
     factors = {} if smoothing is None else smoothing.by_layer
     factors |= {name: each.factor for name, each in unlike.items()}
-    fitted = replace(fitted, tied=find_tied(model), factors=factors)
+    fitted = replace(fitted, tied=find_tied(model), factors=factors, evened=evened)
     if rotated or unlike or joins or evened or smoothed or found.rescaled or fitted.tied:
         fitted = replace(fitted, scheme=fitted.make_scheme())
     return fitted.leave(_find_ahead(model, found.rescaled)) if grouped else fitted

@@ -41,8 +41,8 @@ from .smoothing import Smoothing
 # The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
 # hardly depends on it.
 SETTINGS_BYTES = 256
-# In the metadata of a file: what was chosen.
-SMOOTHING_KEY, ROTATION_KEY = "onnxcalib.smoothing", "onnxcalib.rotation"
+# In the metadata of a file: what was chosen, and of how many sets of tensors channels were scaled for activations.
+SMOOTHING_KEY, ROTATION_KEY, EVENED_KEY = "onnxcalib.smoothing", "onnxcalib.rotation", "onnxcalib.even_layers"
 # Settings that are not written into the file: they name things of this machine, or entries of their own replace them.
 _NOT_WRITTEN: dict[str, bool | set[str]] = {
     **dict.fromkeys(
@@ -61,7 +61,8 @@ class Prepared(Outline):
     samples: those that the result is made from. test: those on which it is measured, of which ``measured_on`` says
     where they are from. lossless: grids that hold the first layers' inputs without error, as found in some of the
     samples. padding: the padding mask of ``model``. class_axes: see ``find_class_axes``. smoothing, rotation: what
-    was chosen, None where none was tried. sources: see ``identify_weights``, before channels have factors, in a model
+    was chosen, None where none was tried. evened: activation -> the least and the greatest factor of its channels
+    between layers, for one of each set. sources: see ``identify_weights``, before channels have factors, in a model
     with bodies and in bodies. factors: layer -> those (channels,) of what it reads.
     """
 
@@ -76,6 +77,7 @@ class Prepared(Outline):
     whole: frozenset[str] = frozenset()
     smoothing: Smoothing | None = field(default=None, repr=False)
     rotation: Rotation | None = field(default=None, repr=False)
+    evened: Mapping[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     statistics: Statistics | None = field(default=None, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
     factors: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -91,6 +93,11 @@ class Prepared(Outline):
     @property
     def around(self) -> Around | None:
         return self.run.around
+
+    @property
+    def channel_factors(self) -> dict[str, tuple[float, float]]:
+        """Activation -> the least and the greatest factor of its channels, where it was given factors."""
+        return {**self.evened, **({} if self.smoothing is None else self.smoothing.ends)}
 
     @cached_property
     def squashed(self) -> Mapping[str, str]:
@@ -190,11 +197,14 @@ class Prepared(Outline):
         stages = {name: self.run.config.does(name) for name in STAGES}
         chosen = {**stages, "target": self.run.target.name}  # whose file may have a path of this machine
         settings = self.run.given.model_copy(update=chosen).model_dump_json(exclude=_NOT_WRITTEN)
+        by_channel = any(layer.weight_spec.axis is not None for layer in scheme.layers)
+        evened = len(self.evened) if by_channel else 0
         entries = {
             VERSION_KEY: VERSION,
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
             **({} if self.smoothing is None or not self.smoothing.muls else {SMOOTHING_KEY: str(self.smoothing.name)}),
             **({ROTATION_KEY: str(self.rotation.count)} if self.rotation is not None and self.rotation.count else {}),
+            **({EVENED_KEY: str(evened)} if evened else {}),
             BITS_KEY: json.dumps({k.name: str(k.bits) for k in scheme.stored}),
         }
         kept = {entry.key: entry.value for entry in quantized.metadata_props}  # a float model may have some of ours

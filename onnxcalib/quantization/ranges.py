@@ -16,7 +16,6 @@ from ..files.reading import read_json
 from ..files.writing import write_file
 from ..numeric.ranges import fix_grid, make_grid
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
-from .smoothing import Smoothing
 
 # An end of a grid may lie half a step beyond the largest float32, 3.4e38.
 MOST_END = 4e38
@@ -41,8 +40,8 @@ class Ranges(BaseModel):
 
     model: SHA-256 of the float model. batch: the number of samples whose activations fit into memory together.
     activations: tensor -> the range in which its consumers read it. requantized: tensor -> the range in which weighted
-    layers read it at fewer bits. smoothed: activation -> the least and the greatest factor of its channels, without any
-    left out of the file. A file of ranges:
+    layers read it at fewer bits. smoothed: activation -> the least and the greatest factor of its channels, by
+    smoothing or between layers, without any left out of the file. A file of ranges:
 
     >>> print(Ranges(model="9f86d081", batch=32, activations={"image": (-2.5, 2.5)}).to_json(), end="")
     {
@@ -69,14 +68,17 @@ class Ranges(BaseModel):
     smoothed: dict[str, tuple[Number, Number]] = {}
 
     @classmethod
-    def of_grids(cls, grids: Grids, *, model: str, batch: int, smoothing: Smoothing | None = None) -> Ranges:
-        """The ranges of these grids, from which the method ``grids`` makes the same grids again."""
+    def of_grids(cls, grids: Grids, *, model: str, batch: int, factors: Mapping[str, Range] | None = None) -> Ranges:
+        """The ranges of these grids, from which the method ``grids`` makes the same grids again.
+
+        factors: ``smoothed``.
+        """
         return cls(
             model=model,
             batch=batch,
             activations={tensor: ends_of(grid) for tensor, grid in grids.activations.items()},
             requantized={tensor: ends_of(grid) for tensor, grid in grids.requantized.items()},
-            smoothed={} if smoothing is None else smoothing.ends,
+            smoothed=dict(factors or {}),
         )
 
     def grids(self, scheme: QuantScheme) -> Grids:
@@ -106,9 +108,8 @@ class Ranges(BaseModel):
                 " calibrate it too, with the same shape"
             )
 
-    def check_smoothing(self, smoothing: Smoothing | None) -> None:
-        """Raise ConfigError where activations were smoothed by other factors than those of this run."""
-        own = {} if smoothing is None else smoothing.ends
+    def check_factors(self, own: Mapping[str, Range]) -> None:
+        """Raise ConfigError where channels have other factors than in this run, ``own``."""
         if own.keys() == self.smoothed.keys() and all(
             np.allclose(ends, self.smoothed[tensor], rtol=LIKE, atol=0) for tensor, ends in own.items()
         ):

@@ -85,7 +85,7 @@ def calibrate_ranges(prepared: Prepared, *, alone: bool = False) -> Ranges:
         grids = prepared.choose_grids(prepared.scheme, statistics)
         grids = choose_powers(prepared, statistics.histograms, grids, prepared.holds_shifts)
         model = fingerprint(prepared.original)
-        ranges = Ranges.of_grids(grids, model=model, batch=statistics.batch, smoothing=prepared.smoothing)
+        ranges = Ranges.of_grids(grids, model=model, batch=statistics.batch, factors=prepared.channel_factors)
         shown = {tensor: shorten(tensor, each) for tensor, each in statistics.histograms.items()}
         known = {tensor: each for tensor, each in shown.items() if each is not None}
         return Calibrated(ranges.to_json(), run.float_outputs.describe(), known)
@@ -121,7 +121,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
     """
     run, scheme = prepared.run, prepared.scheme
     ranges.check(fingerprint(prepared.original))
-    ranges.check_smoothing(prepared.smoothing)
+    ranges.check_factors(prepared.channel_factors)
     grids, lossless = ranges.grids(scheme), _find_lossless(prepared, ranges)
     if lossless:
         run.observer.note(f"{', '.join(lossless)}: read on the levels of their values")

@@ -16,12 +16,13 @@ from ..graph.index import reads
 from ..graph.inspect.quantized_layers import FLOAT_BITS, QuantizedLayer
 from ..graph.passes.normalise import tidy
 from ..quantization.output_parts import Parts
+from ..quantization.prepared import EVENED_KEY
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
 from .bodies import pair_bodies
 from .pair import name_float_nodes, pair_layers
 from .reasons import find_reasons
-from .smoothed import write_smoothed
+from .smoothed import scale_evened, write_smoothed
 from .survey import SAMPLES, Measured, Survey
 
 # The layers that limit the outputs are the worst ones that make up this share of all layers' losses, WORST at most.
@@ -91,6 +92,8 @@ class _Surveys:
         """Measure the layers of a graph, and of its bodies on what these read in runs of the float model."""
         original, names = name_float_nodes(original, as_layers=self._as_layers, on_integers=self._on_integers)
         quantized, threads = tidy(quantized), self._threads
+        if any(entry.key == EVENED_KEY for entry in quantized.metadata_props):
+            scale_evened(original, quantized, samples, SAMPLES, threads)
         write_smoothed(original, quantized, samples, SAMPLES, threads)
         pairs, unmatched = pair_layers(original, quantized, names)
         self.unmatched += [path + line for line in unmatched]

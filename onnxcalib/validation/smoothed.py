@@ -1,4 +1,4 @@
-"""Let a float model have the tensors that smoothing gave factors, under their names in the quantized model.
+"""Let a float model have the tensors that were given factors, under their names in the quantized model.
 
 No file tells the factors that a norm or a layer took. They are the ratio of both models' channels on some samples.
 """
@@ -13,6 +13,8 @@ from onnx import ModelProto, NodeProto, helper
 from ..data import CalibrationSet
 from ..graph.edit import add_constant, refill, reroute
 from ..graph.index import Index
+from ..graph.layers import find_layers
+from ..graph.passes.equalize import find_junctions, scale_junction
 from ..graph.passes.smooth import SMOOTHED
 from ..quantization.batches import batch_size
 from ..runtime.session import Session
@@ -46,6 +48,27 @@ def write_smoothed(
     refill(original.graph.node, [each for group in nodes for each in group])
 
 
+def scale_evened(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, most: int, threads: int) -> None:
+    """Scale the channels between layers of ``original`` as ``even_layers`` has scaled the quantized model's.
+
+    Neither model's outputs change by that, and all tensors of a set have the same factors: those of what a layer
+    gives, in front of operators that cut values off, as grids do.
+    """
+    index, made = Index(original.graph), {t for node in quantized.graph.node for t in node.output}
+    junctions, _ = find_junctions(original, {each.name: each for each in find_layers(original, index, 8, 8)})
+    given = {t for each in junctions for layer in each.makers if (t := layer.output) in made}
+    if not given:
+        return
+    found = _measure(original, quantized, {t: t for t in given}, samples, most=most, threads=threads, axis=1)
+    for junction in junctions:
+        known = junction.tensors.keys() & found.keys()
+        if known:
+            factors = np.ones(max((junction.tensors[t].start or 0) + found[t].size for t in known))
+            for tensor in known:
+                factors[junction.tensors[tensor]] = np.abs(found[tensor])
+            scale_junction(original, junction, factors)
+
+
 def _measure(
     original: ModelProto,
     quantized: ModelProto,
@@ -54,8 +77,9 @@ def _measure(
     *,
     most: int,
     threads: int,
+    axis: int = -1,
 ) -> dict[str, np.ndarray]:
-    """The factors of each tensor, whose last axis is that of the channels; none where shapes differ."""
+    """The factors of each tensor, whose channels are on this axis; none where shapes differ."""
     reference, other = (
         Session(model, also=sorted(names), threads=threads, optimize=False)
         for model, names in ((original, pairs.values()), (quantized, pairs))
@@ -67,7 +91,7 @@ def _measure(
         for name, base in pairs.items():
             x, y = (each.astype(np.float64) for each in (wanted[base], given[name]))
             if x.shape == y.shape and x.ndim > 1:
-                axes = tuple(range(x.ndim - 1))
+                axes = tuple(each for each in range(x.ndim) if each != axis % x.ndim)
                 found = np.stack(((x * y).sum(axes), (x * x).sum(axes)))
                 sums[name] = sums[name] + found if name in sums else found
         done += samples.count(feeds)

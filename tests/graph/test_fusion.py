@@ -15,6 +15,8 @@ from onnxcalib.graph.fusion import (
 )
 from onnxcalib.graph.index import Index
 
+ENDS = np.array([6, 2, 4, 3], np.float32).reshape(4, 1, 1)
+
 
 def graph_of(build, body, opset=17, **weights):
     model = build(f"g (float[N, 4, 8, 8] x, float low) => (float[a, b, c, d] y) {{ {body} }}", opset=opset, **weights)
@@ -70,10 +72,12 @@ def test_an_old_pad_has_its_fill_as_an_attribute(build, value):
         ("y = Clip (x, zero, low)", None),
         ("y = Sigmoid (x)", None),
         ("y = HardSigmoid (x)", 1.0),
+        ("x_bounded = Min (x, ends) y = Relu (x_bounded)", 2.0),
+        ("m = Min (x, ends) y = Relu (m)", math.inf),
     ],
 )
 def test_a_bound_is_that_of_a_relu_of_a_clip_from_zero_or_of_a_hardsigmoid(build, body, bound):
-    _, index = graph_of(build, body, zero=np.float32(0), six=np.float32(6))
+    _, index = graph_of(build, body, zero=np.float32(0), six=np.float32(6), ends=ENDS)
     assert upper_bound(index, "y") == bound
     assert upper_bound(index, "x") is None
 
@@ -91,10 +95,13 @@ def test_an_old_clip_has_its_ends_as_attributes(build, attributes, bound):
         ("c = Abs (x) r = Relu (c) y = Add (c, r)", "c"),
         ("c = Abs (x) y = Sigmoid (c)", "c"),
         ("c = Abs (x) y = Clip (six, zero, c)", "c"),
+        ("c = Abs (x) c_bounded = Min (c, ends) y = Relu (c_bounded)", "y"),
+        ("c = Abs (x) c_bounded = Min (c, ends) y = Abs (c_bounded)", "c"),
+        ("c = Abs (x) m = Min (c, ends) y = Relu (m)", "c"),
     ],
 )
 def test_a_tensor_is_rectified_by_the_relu_that_alone_reads_it(build, body, tensor):
-    _, index = graph_of(build, body, zero=np.float32(0), six=np.float32(6))
+    _, index = graph_of(build, body, zero=np.float32(0), six=np.float32(6), ends=ENDS)
     assert rectified(index, "c") == tensor
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxcalib.numeric.equalize import Equalized, Limits, choose_factors
+from onnxcalib.numeric.equalize import Equalized, Limits, choose_factors, find_reaches
 
 FREE = Limits(np.full(4, np.inf), np.zeros(4, bool))
 
@@ -48,6 +48,27 @@ def test_factors_keep_to_the_most_and_tied_channels_have_the_common_one():
     (found,) = choose_factors(pair(np.array([0.01, 1.0, 30.0, 0.2])), [limits], power_of_two=True)
     assert found.by_channel[0] <= 2.0 * found.common * (1 + 1e-9)
     np.testing.assert_allclose(found.by_channel[1:3], found.common)
+
+
+def test_factors_keep_to_the_least_even_where_less_would_serve():
+    least = np.array([0.5, 0.5, 40.0, 0.5])
+    (found,) = choose_factors(pair(np.array([0.01, 1.0, 30.0, 0.2])), [replace(FREE, least=least)])
+    assert (found.by_channel >= least * (1 - 1e-9)).all()
+    np.testing.assert_allclose(found.by_channel[2], 40)
+
+
+@pytest.mark.parametrize("levels", [7, 15])
+def test_a_grid_reaches_as_far_as_leaves_the_least_squared_error(levels):
+    values = np.random.default_rng(0).laplace(size=(3, 4096)).astype(np.float32)
+    values[1], values[2] = np.linspace(0, 2, 4096), 0
+    reaches = find_reaches(values, levels)
+
+    def lose(end):
+        step = end / levels
+        return np.square(np.clip(np.rint(values[0] / step), -levels, levels) * step - values[0]).sum()
+
+    assert lose(reaches[0]) <= 1.02 * min(map(lose, np.geomspace(0.25, 1, 9) * np.abs(values[0]).max()))
+    assert reaches[0] < 0.9 * np.abs(values[0]).max() and 1.8 < reaches[1] <= 2 and reaches[2] == 0
 
 
 def test_a_common_factor_brings_a_range_to_a_power_of_two():

@@ -54,6 +54,22 @@ def test_every_layer_of_a_smoothed_file_is_judged(net, draw):
     assert all(loss.alone_db > 25 and loss.at_output_db > 25 for loss in found.layers)
 
 
+def test_channels_that_were_evened_are_no_fault_of_a_layer(build, weigh, draw):
+    net = build(
+        """g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y) { [first] a = Conv (x, w0) [act] r = Clip (a, low, high)
+        [mid] d = Conv <group = 8> (r, w1) [last] y = Conv (d, w2) }""",
+        w0=weigh(8, 3, 1, 1) * np.geomspace(0.1, 2, 8, dtype=np.float32).reshape(8, 1, 1, 1),
+        w1=weigh(8, 1, 1, 1), w2=weigh(5, 8, 1, 1), low=np.float32(0), high=np.float32(1.5),
+    )  # fmt: skip
+    x = draw(32, 3, 8, 8)
+    result = quantize(net, x, QuantizeConfig(activation_bits=4, placement="all", threads=1))
+    assert result.report.passes["even_layers"] == 1
+    found = explain(net, result.model, open_calibration(x, inputs_of(net)))
+    assert {loss.name for loss in found.layers} >= {"mid"}
+    assert all(loss.all_before_db > 12 for loss in found.layers)
+    assert not [reason for loss in found.layers for reason in loss.reasons if "times the float model's" in reason]
+
+
 def test_without_smoothed_tensors_nothing_changes(net, draw):
     own = copy_model(net)
     write_smoothed(own, net, open_calibration(draw(4, 6, 8), inputs_of(net)), 16, 1)

@@ -20,6 +20,8 @@ PATHS = {
     "two readers": "[act] r = Relu (a) [one] c = Conv (r, w) [two] d = Conv (r, w2) [sum] y = Add (c, d) }",
     "a sum of two layers": "[other] c = Conv (x, w1) [sum] s = Add (a, c) [act] r = Relu (s) [last] y = Conv (r, w) }",
     "pads in space": "[pad] p = Pad (a, pads) [last] y = Conv (p, w) }",
+    "a shortcut that pads channels": """[pad] p = Pad (a, wide) [other] c = Conv (x, w3) [sum] s = Add (c, p)
+        [last] y = Conv (s, w4) }""",
 }
 WEIGHTS = {
     "w0": (4, 3, 1, 1),
@@ -28,12 +30,17 @@ WEIGHTS = {
     "wd": (4, 1, 1, 1),
     "w2": (5, 4, 1, 1),
     "w1": (4, 3, 1, 1),
+    "w3": (7, 3, 1, 1),
+    "w4": (5, 7, 1, 1),
 }
+WIDE = np.array([0, 1, 0, 0, 0, 2, 0, 0])
 CLOSED = {
     "another operator": "[act] r = Sigmoid (a) [last] y = Conv (r, w) }",
     "an Add of a constant": "[sum] s = Add (a, b5) [last] y = Conv (s, w) }",
     "an output of the graph": "[last] c = Conv (a, w) [y] y = Add (c, c) }",
-    "pads of channels": "[pad] p = Pad (a, pads) [last] y = Conv (p, w) }",
+    "pads of samples": "[pad] p = Pad (a, pads) [last] y = Conv (p, w) }",
+    "a channel that would be another one too": """[pad] p = Pad (a, wide) [far] q = Pad (a, far) [sum] s = Add (p, q)
+        [last] y = Conv (s, w4) }""",
     "a Clip from -1": "[act] r = Clip (a, low, high) [last] y = Conv (r, w) }",
 }
 
@@ -55,12 +62,13 @@ def look(net):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_outputs_stay_as_they_are_through(path, make, run, draw):
-    net = make(PATHS[path], pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    net = make(PATHS[path], pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]), wide=WIDE)
     x = draw(2, 3, 8, 8)
     (before,) = run(net, x)
     junction = look(net)[0][0]
     weight = known_constant(Index(net.graph), "w0")
-    scale_junction(net, junction, FACTORS, 1.0)
+    factors = np.array([0.3, *FACTORS, 1.5, 0.7]) if "wide" in PATHS[path] else FACTORS
+    scale_junction(net, junction, factors, 1.0)
     np.testing.assert_allclose(known_constant(Index(net.graph), "w0"), weight * FACTORS.reshape(4, 1, 1, 1), rtol=1e-6)
     np.testing.assert_allclose(run(net, x)[0], before, rtol=1e-5, atol=1e-5)
 
@@ -68,8 +76,8 @@ def test_the_outputs_stay_as_they_are_through(path, make, run, draw):
 @pytest.mark.parametrize("path", CLOSED)
 def test_nothing_is_scaled_through(path, make, draw):
     net = make(
-        CLOSED[path], b5=draw(1, 4, 1, 1), pads=np.array([0, 0, 0, 0, 0, 0, 0, 0]) + np.eye(8, dtype=np.int64)[1],
-        low=np.float32(-1), high=np.float32(6),
+        CLOSED[path], b5=draw(1, 4, 1, 1), pads=np.array([1, 0, 0, 0, 0, 0, 0, 0]), wide=WIDE,
+        far=np.roll(WIDE, 4), low=np.float32(-1), high=np.float32(6),
     )  # fmt: skip
     if path == "an output of the graph":
         net.graph.output[0].name = "a"
@@ -97,7 +105,7 @@ def test_the_columns_of_a_gemm_behind_a_flatten_take_factors(build, run, draw):
     x = draw(2, 3, 8, 8)
     (before,) = run(net, x)
     (junction,), readers = look(net)
-    assert readers == {"first": ["last"], "last": []}
+    assert readers == {"first": {"last": 0}, "last": {}}
     scale_junction(net, junction, FACTORS, 1.0)
     np.testing.assert_allclose(run(net, x)[0], before, rtol=1e-5, atol=1e-5)
 
