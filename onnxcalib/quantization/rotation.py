@@ -188,7 +188,7 @@ def _choose(prepared: Prepared, scheme: QuantScheme, found: _Found, feeds: Mappi
     off = _smooth(prepared, scheme)
     ways = {"off": off.smoothing}
     ways["on"] = (_smooth(turned, turned.scheme) if found.streams or found.heads else off).smoothing
-    factors = {each.tensor: _even(off.peaks[each.tensor]) for each in inputs}
+    factors = {each.tensor: _even(off.peaks[each.tensor]) for each in inputs if each.tensor in off.peaks}
     if factors:
         mixed = replace(turned, model=copy_model(turned.model))
         turned = mixed.leave(_mix(mixed, found, factors))
