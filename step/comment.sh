@@ -2,28 +2,30 @@
 # Write the report into the pull request's comment: its own one of an earlier run, where there is one, else a new one.
 #
 # REPORTS             the folder with report.md
+# STATUS              the exit status of run.sh; empty where it did not run, and the folder has an earlier step's report
 # PULL_REQUEST        its number
 # TITLE               tells comments of several steps of one pull request apart
 # GITHUB_REPOSITORY, GH_TOKEN   as the runner gives them; without the right to write, a warning is all that happens
 set -euo pipefail
 : "${REPORTS:?}" "${PULL_REQUEST:?}" "${GITHUB_REPOSITORY:?}"
-most=60000 # characters; GitHub takes 65,536
+most=60000 # bytes; GitHub takes 65,536 characters
 title=${TITLE:-}
 mark="<!-- onnxcalib validate: ${title//[^A-Za-z0-9 ._]/_} -->"
-if [[ ! -f $REPORTS/report.md ]]; then
-  echo "nothing was judged, so there is no report to write into the pull request"
-  exit 0
-fi
+report=$REPORTS/report.md
 body=$(mktemp)
 trap 'rm -f "$body"' EXIT
-{
-  echo "$mark"
-  head -c "$most" "$REPORTS/report.md"
-} >"$body"
-if (($(wc -c <"$REPORTS/report.md") > most)); then
-  # A last line that is cut, or a character of several bytes, goes with it.
-  sed -i '$d' "$body"
-  printf '\n\nThe whole report is among the files of the run.\n' >>"$body"
+judged=yes
+echo "$mark" >"$body"
+if [[ -z ${STATUS:-} || ! -f $report ]]; then
+  judged=
+  echo "nothing was judged, so there is no report to write into the pull request; a comment of an earlier run says so"
+  printf '## onnxcalib validate: nothing was judged\n\nThe log of the run says why.\n' >>"$body"
+elif (($(wc -c <"$report") > most)); then
+  # Ahead of it, as the cut may leave a fold or a block of code open. A last line in part goes.
+  printf 'This is the start of the report, which is among the files of the run.\n\n' >>"$body"
+  head -c "$most" "$report" | sed '$d' >>"$body"
+else
+  cat "$report" >>"$body"
 fi
 
 comments=repos/$GITHUB_REPOSITORY/issues/$PULL_REQUEST/comments
@@ -33,7 +35,7 @@ write() {
   earlier=${earlier%%$'\n'*}
   if [[ -n $earlier ]]; then
     gh api --method PATCH "repos/$GITHUB_REPOSITORY/issues/comments/$earlier" --field body=@"$body" --silent
-  else
+  elif [[ -n $judged ]]; then
     gh api --method POST "$comments" --field body=@"$body" --silent
   fi
 }

@@ -193,12 +193,12 @@ def commenting(tmp_path):
     """Runs comment.sh on a report, with a gh of some exit status."""
     log, comment = tmp_path / "log", tmp_path / "comment"
 
-    def run(report: str | None, status: int = 0, title: str = "") -> Done:
+    def run(report: str | None, status: int = 0, **given: str) -> Done:
         if report is not None:
             (tmp_path / "report.md").write_text(report, encoding="utf-8")
         (tmp_path / "gh").write_text(GH.format(log=log, comment=comment, status=status))
         (tmp_path / "gh").chmod(0o755)
-        env = {"PATH": inherit_path(tmp_path), "REPORTS": str(tmp_path), "PULL_REQUEST": "12", "TITLE": title}
+        env = {"PATH": inherit_path(tmp_path), "REPORTS": str(tmp_path), "PULL_REQUEST": "12", "STATUS": "3", **given}
         done = Done()
         done.status = run_bash(f"{ROOT}/step/comment.sh", {**env, "GITHUB_REPOSITORY": "us/models"}, tmp_path, done)
         done.outputs = {each.name: each.read_text(encoding="utf-8") for each in (log, comment) if each.exists()}
@@ -207,13 +207,16 @@ def commenting(tmp_path):
     return run
 
 
-def test_a_long_report_is_cut_for_the_comment_between_two_lines(commenting):
+def test_a_long_report_is_cut_for_the_comment_between_two_lines_below_a_word_of_it(commenting):
     line = "a layer — with a name\n"
-    done = commenting(line * 4000, title='8 bits" --> <b>')
+    done = commenting(f"<details>\n{line * 4000}</details>\n", TITLE='8 bits" --> <b>')
     assert done.status == 0, done.text
-    first, *lines, last = done.outputs["comment"].splitlines()
+    first, word, space, fold, *lines = done.outputs["comment"].splitlines()
     assert first == "<!-- onnxcalib validate: 8 bits_ ___ _b_ -->" and len(done.outputs["comment"]) < 65536
-    assert set(lines) == {line.rstrip(), ""} and last == "The whole report is among the files of the run."
+    # A fold that stays open hides all that follows.
+    assert word == "This is the start of the report, which is among the files of the run."
+    assert (space, fold) == ("", "<details>")
+    assert set(lines) == {line.rstrip()} and len(lines) > 2000
     assert " --method POST repos/us/models/issues/12/comments " in done.outputs["log"]
 
 
@@ -223,9 +226,14 @@ def test_a_comment_that_may_not_be_written_is_a_warning(commenting):
     assert "comment" not in done.outputs
 
 
-def test_without_a_report_there_is_no_comment(commenting):
-    done = commenting(None)
-    assert (done.status, done.outputs) == (0, {}) and "nothing was judged" in done.text
+@pytest.mark.parametrize(("report", "status"), [(None, "1"), ("## PASSED\n", "")], ids=["no report", "an old report"])
+def test_where_nothing_is_judged_an_earlier_comment_says_so_and_none_is_added(commenting, tmp_path, report, status):
+    done = commenting(report, STATUS=status)
+    assert done.status == 0 and "nothing was judged" in done.text and "comment" not in done.outputs
+    (tmp_path / "comment").write_text("PASSED, says an earlier run")
+    done = commenting(report, STATUS=status)
+    assert done.status == 0 and " --method PATCH repos/us/models/issues/comments/7 " in done.outputs["log"]
+    assert "PASSED" not in done.outputs["comment"] and "nothing was judged" in done.outputs["comment"]
 
 
 def test_a_run_that_judges_nothing_leaves_no_report_of_an_earlier_one(place):
