@@ -110,7 +110,8 @@ def _find_makers(index: Index, tensor: str) -> tuple[tuple[Operand, ...], tuple[
     found.append(Operand(node.name, 1, 1))
     weight = index.initializers.get(node.input[1])
     taken = [index.nodes[each.node].input[each.number] for each in found]
-    if weight is None or len(weight.dims) != 2 or any(len(index.readers(name)) != 1 for name in taken):
+    wide = weight is not None and all(index.initializers[name].dims[-1] == weight.dims[-1] for name in taken)
+    if weight is None or not wide or len(weight.dims) != 2 or any(len(index.readers(name)) != 1 for name in taken):
         return (), ()
     return tuple(found), tuple(between)
 

@@ -58,7 +58,7 @@ class Norm(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """tensors: all activations that have other channels when rotated. readers: those without a norm in front."""
+    """tensors: all activations that have other values when rotated. readers: those without a norm in front."""
 
     width: int
     tensors: tuple[str, ...]
@@ -117,8 +117,20 @@ class _Finder:
         if not any(self.norms[name].readers for name in self.norms):
             raise _Refusal("no layer reads it")
         self._check_alone()
-        tensors = (*self.stream, *self.normed)
+        tensors = (*self.stream, *self.normed, *self._list_between())
         return Stream(self.width, tensors, tuple(self.writers), tuple(self.norms.values()), tuple(self.readers))
+
+    def _list_between(self) -> dict[str, None]:
+        """What lies off the stream but is another too: in front of a Mul by channel, and of a bias that takes a shift.
+
+        Comparisons by name with the model that was given would tell of an error there that is none.
+        """
+        ahead = [each for writer in self.writers if writer.scale is not None for each in writer.operands]
+        for norm in self.norms.values():
+            ahead += [
+                each.weight for each in norm.readers if each.bias is not None and each.bias.node != each.weight.node
+            ]
+        return dict.fromkeys(self.index.nodes[each.node].output[0] for each in ahead)
 
     def _shape(self, tensor: str) -> Shape:
         if tensor not in self.shapes:

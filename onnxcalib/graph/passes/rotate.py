@@ -70,7 +70,10 @@ def rotate_heads(model: ModelProto, heads: Heads, matrix: np.ndarray) -> None:
 def find_rotatable(
     model: ModelProto, scheme: QuantScheme, streams: Collection[Stream] = (), encoding: str = "runtime"
 ) -> list[Smoothable]:
-    """What layers read of whole blocks of channels, in a feed-forward or behind a norm that is on none of these."""
+    """What layers read of whole blocks of channels, in a feed-forward or behind a norm that is on none of these.
+
+    Weights that other nodes read too stay: a mixed copy would be another weight.
+    """
     index = Index(model.graph)
     norms = {norm.node for stream in streams for norm in stream.norms}
     return [
@@ -78,6 +81,7 @@ def find_rotatable(
         for each in find_smoothable(model, scheme, encoding=encoding)
         if index.producer[each.tensor].name not in norms
         and all(index.initializers[layer.weight].dims[1 - layer.axis] % BLOCK == 0 for layer in each.layers)
+        and all(len(index.readers(layer.weight)) == 1 for layer in each.layers)
     ]
 
 
@@ -95,7 +99,7 @@ def rotate_input(model: ModelProto, chosen: Smoothable, factor: np.ndarray, matr
         _turn(model.graph, index, Operand(layer.name, 1, 1 - layer.axis), matrix)
     split, turn, join = (take_name(f"{source}_{ROTATED}_{end}", taken) for end in ("split", "turn", "join"))
     parts, turned, output = (take_name(f"{source}_{end}", taken) for end in ("parts", f"{ROTATED}_parts", ROTATED))
-    shapes = {"parts_shape": [*keep, -1, len(matrix)], "shape": [*keep, factor.size]}
+    shapes = {"parts_shape": [*keep, factor.size // len(matrix), len(matrix)], "shape": [*keep, factor.size]}
     operands = [
         add_constant(model.graph, take_name(f"{source}_{end}", taken), np.array(value, np.int64))
         for end, value in shapes.items()

@@ -14,6 +14,7 @@ from onnxcalib.graph.residual_stream import find_streams
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric.rotation import turn, turn_keeping_ones
 from onnxcalib.quantization.tensor_shapes import measure_shapes
+from onnxcalib.runtime.session import Session
 from tests.small_prenorm import BLOCKS, END, HEADER, HEADS, HIDDEN, PRENORM, START, WIDTH, build_prenorm
 
 IMAGE = f"""g (float[N, 3, 8, 8] x) => (float[N, 5, 2, 2] y) {{
@@ -49,14 +50,21 @@ def make(build, draw, text):
     return model
 
 
+def run_all(model, x):
+    """All float activations by name, as no optimization merges them."""
+    names = [t for node in model.graph.node for t in node.output]
+    return Session(model, also=names, optimize=False).run({"x": x})
+
+
 def draw_input(draw, text):
     return draw(1, 3, 8, 8) if text == IMAGE else draw(3, 6, 8)
 
 
 @pytest.mark.parametrize("text", [PRENORM, IMAGE, FUSED], ids=["tokens", "image", "fused"])
-def test_outputs_stay_without_another_operator(build, draw, run, text):
+def test_outputs_stay_without_another_operator_and_what_is_another_has_another_name(build, draw, run, text):
     model, x = make(build, draw, text), draw_input(draw, text)
     (before,), nodes = run(model, x), len(model.graph.node)
+    known = run_all(model, x)
     index, shapes = Index(model.graph), measure_shapes(model, {"x": x})
     (stream,), refused = find_streams(index, shapes)
     heads = find_heads(index, shapes)
@@ -72,6 +80,8 @@ def test_outputs_stay_without_another_operator(build, draw, run, text):
     index = Index(model.graph)
     assert all((known_constant(index, index.nodes[norm.node].input[1]) == 1).all() for norm in stream.norms)
     assert "s1" not in index and "s1_rotated" in index and "vb0_rotated" in index
+    for name, value in run_all(model, x).items():
+        assert name not in known or np.allclose(value, known[name], rtol=1e-4, atol=1e-4), name
 
 
 def test_a_norm_keeps_its_shift_where_a_layer_has_no_bias(build, draw, run):
@@ -110,9 +120,10 @@ def test_a_stream_that_is_not_wholly_understood_is_refused_with_the_reason(build
     assert not streams and why in refused[norm]
 
 
-def test_heads_whose_values_others_read_stay(build, draw):
-    text = PRENORM.replace("(mb1, wo1)", "(vb1, wo1)")
-    model = make(build, draw, text)
+@pytest.mark.parametrize(("text", "bias"), [(PRENORM.replace("(mb1, wo1)", "(vb1, wo1)"), WIDTH), (PRENORM, 1)])
+def test_heads_whose_values_others_read_stay_and_those_with_one_bias_for_all_channels(build, draw, text, bias):
+    model = build_prenorm(build, text, bv1=draw(bias))
+    normalise(model)
     heads = find_heads(Index(model.graph), measure_shapes(model, {"x": draw(2, 6, 8)}))
     assert [each.product for each in heads] == ["mix0"]
 
@@ -126,7 +137,13 @@ def test_a_matmul_mixes_blocks_of_what_an_activation_function_gives(build, draw,
     nodes, factor = len(model.graph.node), np.exp(draw(HIDDEN))
     name = rotate_input(model, first, factor, turn(BLOCK), rank=3)
     checker.check_model(model, full_check=True)
+    assert run(model, x[:0])[0].shape == (0, *before.shape[1:])
     index = Index(model.graph)
     assert index.nodes[name].op_type == "MatMul" and len(model.graph.node) == nodes + 3 + muls
     assert index.nodes["down0"].input[0].endswith("_rotated")
     assert np.abs(run(model, x)[0] - before).max() < 1e-5 * np.abs(before).max()
+
+
+def test_what_layers_of_one_weight_read_is_not_mixed(build, draw):
+    model = make(build, draw, PRENORM.replace("(t1, wd1)", "(t1, wd0)"))
+    assert not find_rotatable(model, make_scheme(model))
