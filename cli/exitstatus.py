@@ -76,6 +76,15 @@ def report_faults(*, verbose: bool) -> Iterator[None]:
     ) as error:  # the last line of defence: anything else is a fault of ours, and must still end in one line
         if verbose:
             traceback.print_exc()
-        where = "the traceback above" if verbose else "the traceback that --verbose shows"
-        print_error(f"unexpected {type(error).__name__}: {error}; please report this with {where}")
+        print_error(_spell_unexpected(error, "above" if verbose else "that --verbose shows"))
         raise typer.Exit(ExitStatus.ERROR) from None
+
+
+def _spell_unexpected(error: Exception, where: str) -> str:
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package in ("", "onnxcalib"):
+        return f"unexpected {type(error).__name__}: {error}; please report this with the traceback {where}"
+    return (
+        f"found no package {package}; validate, inspect and targets alone do without some of the packages; install"
+        " onnxcalib with all of them: without --no-deps"
+    )

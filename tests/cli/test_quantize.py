@@ -346,6 +346,12 @@ def test_bad_output_paths_are_refused_before_any_work(run, arguments, text):
             1,
             "error: unexpected ZeroDivisionError: by zero; please report this with the traceback that --verbose shows",
         ),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            1,
+            "error: found no package torch; validate, inspect and targets alone do without some of the packages;"
+            " install onnxcalib with all of them: without --no-deps",
+        ),
     ],
 )
 def test_a_fault_is_one_line_and_an_exit_status(run, tmp_path, fault, status, line):
