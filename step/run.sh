@@ -8,11 +8,11 @@
 #                                      quantize.html
 # ONNXCALIB_HOME                       where install.sh has installed it
 set -euo pipefail
-: "${FLOAT_MODEL:?}" "${QUANTIZED_MODEL:?}" "${DATA:?}" "${REPORTS:?}" "${ONNXCALIB_HOME:?}"
+: "${REPORTS:?}" "${ONNXCALIB_HOME:?}"
 onnxcalib=$ONNXCALIB_HOME/venv/bin/onnxcalib
 config=(${CONFIG:+--config "$CONFIG"})
-mkdir -p "$REPORTS"
-rm -f "$REPORTS"/{report.{md,xml,html,json},quantize.html}
+mkdir -p -- "$REPORTS"
+rm -f -- "$REPORTS"/{report.{md,xml,html,json},quantize.html}
 
 publish() { # the status of the last command, and what it wrote
   local status=$?
@@ -26,6 +26,14 @@ publish() { # the status of the last command, and what it wrote
 }
 trap publish EXIT
 
+# GitHub does not see to it that inputs are given that have to be.
+for each in float=FLOAT_MODEL quantized=QUANTIZED_MODEL data=DATA; do
+  name=${each#*=}
+  if [[ -z ${!name:-} ]]; then
+    echo "error: found no ${each%=*}; it is needed as an input of the step, or as $name where this script runs by itself" >&2
+    exit 2
+  fi
+done
 if [[ -n ${CALIBRATION:-} ]]; then
   "$onnxcalib" quantize "$FLOAT_MODEL" --calib "$CALIBRATION" -o "$QUANTIZED_MODEL" --html "$REPORTS/quantize.html" "${config[@]}"
 fi

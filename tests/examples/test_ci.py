@@ -247,6 +247,12 @@ def test_a_run_that_judges_nothing_leaves_no_report_of_an_earlier_one(place):
     assert not (place.temp / "summary").exists() and not place.comment.exists()
 
 
+def test_an_input_that_is_missing_is_named_and_is_wrong_usage(place):
+    done = place.run_action(data="")
+    assert (done.status, done.outputs) == (2, {"status": "2"}) and "error: found no data; it is needed" in done.text
+    assert [line for line in place.read_log() if line.startswith(("quantize", "validate"))] == []
+
+
 def test_the_hook_installs_once_and_gives_its_arguments_to_validate(place, tmp_path):
     clone = tmp_path / "clone"
     shutil.copytree(ROOT / "step", clone / "step")
