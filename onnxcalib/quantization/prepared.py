@@ -17,6 +17,7 @@ from ..data import CalibrationSet
 from ..graph.emit import emit_qdq
 from ..graph.index import Index
 from ..graph.layer_params import LayerParams
+from ..graph.passes.equalize import EVENED_KEY
 from ..graph.passes.even_bits import even_bits
 from ..graph.passes.even_joins import find_scaled, fold_scales
 from ..graph.passes.joint_reads import join_reads
@@ -41,8 +42,8 @@ from .smoothing import Smoothing
 # The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
 # hardly depends on it.
 SETTINGS_BYTES = 256
-# In the metadata of a file: what was chosen, and of how many sets of tensors channels were scaled for activations.
-SMOOTHING_KEY, ROTATION_KEY, EVENED_KEY = "onnxcalib.smoothing", "onnxcalib.rotation", "onnxcalib.even_layers"
+# In the metadata of a file: what was chosen.
+SMOOTHING_KEY, ROTATION_KEY = "onnxcalib.smoothing", "onnxcalib.rotation"
 # Settings that are not written into the file: they name things of this machine, or entries of their own replace them.
 _NOT_WRITTEN: dict[str, bool | set[str]] = {
     **dict.fromkeys(

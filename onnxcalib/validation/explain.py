@@ -14,9 +14,9 @@ from ..data import CalibrationSet
 from ..errors import CONTROLS, ModelError
 from ..graph.index import reads
 from ..graph.inspect.quantized_layers import FLOAT_BITS, QuantizedLayer
+from ..graph.passes.equalize import EVENED_KEY
 from ..graph.passes.normalise import tidy
 from ..quantization.output_parts import Parts
-from ..quantization.prepared import EVENED_KEY
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
 from .bodies import pair_bodies

@@ -18,6 +18,8 @@ from ..shapes import Shape, infer_shapes
 from .pads import read_padding
 from .rescale import undo_scale
 
+# In the metadata of a file: of how many sets of tensors channels were scaled for activations.
+EVENED_KEY = "onnxcalib.even_layers"
 # Of channels on axis 1, times positive factors, these give the same multiples.
 KEEP_FACTORS = ("Relu", "LeakyRelu", "MaxPool", "GlobalMaxPool", *AVERAGES)
 # Layers that have a bias of their own and channels on axis 1 on both sides.
