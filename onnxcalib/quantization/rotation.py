@@ -183,6 +183,9 @@ def _choose(prepared: Prepared, scheme: QuantScheme, found: _Found, feeds: Mappi
     inputs = find_rotatable(turned.model, turned.scheme, found.streams, prepared.config.encoding)
     if prepared.config.rotation == "folded":
         inputs = []
+    for each in [each for each in inputs if each.tensor in prepared.config.tensors]:
+        prepared.run.leave_out("rotation", f"{each.tensor} has bits in the settings, and would have another name")
+        inputs.remove(each)
     if not found.streams and not found.heads and not inputs:
         return None
     off = _smooth(prepared, scheme)

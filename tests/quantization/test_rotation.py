@@ -72,3 +72,11 @@ def test_a_rotation_that_float_does_not_hold_is_refused_and_the_model_is_the_one
     assert tried.rotation.count == 0 and list(tried.rotation.decibels) == ["off", "on"] and plain.rotation is None
     assert tried.model.SerializeToString(deterministic=True) == plain.model.SerializeToString(deterministic=True)
     assert "it changes outputs by" in next(e.reason for e in tried.run.left_out if e.what == "rotation")
+
+
+def test_inputs_of_layers_that_have_bits_in_the_settings_are_not_mixed(build, monkeypatch):
+    monkeypatch.setattr(rotation, "LEAST_MIXED_DB", -99.0)
+    given = FOUR.model_copy(update={"weight_bits": 3, "activation_bits": 8, "tensors": {"t0": 8}})
+    prepared = prepare(build_prenorm(build), draw_tokens(8), given)
+    assert "t0" in prepared.scheme.activations and list(prepared.rotation.mixed) == ["t1"]
+    assert "t0 has bits in the settings" in next(e.reason for e in prepared.run.left_out if e.what == "rotation")
