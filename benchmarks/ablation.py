@@ -41,6 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reconstruct + statistics": {"statistics": True},
     "reconstruct + biases": {"biases": True},
     "all (advanced)": {"pipeline": "advanced"},
+    "best": {"effort": "best", "views": 2},
+    "best + distill": {"effort": "best", "views": 2, "distill": True},
 }
 
 

@@ -1,11 +1,13 @@
-"""Views of samples, with which a layer's moments are estimated better from few of them.
+"""Views of samples, with which a layer's moments are estimated better from few of them, and mixtures to learn from.
 
-Images are shifted and mirrored, and tokens of texts are exchanged.
+Images are shifted and mirrored, and tokens of texts are exchanged. Two images are mixed.
 
 A view need not be a likely sample: the float model says what it should give.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -35,6 +37,28 @@ def _shift(image: np.ndarray, axis: int, generator: np.random.Generator) -> np.n
     # Pixel -1 is pixel 1 again, and so on, as in ONNX's reflect mode of Pad.
     pixels = np.abs(np.arange(start, start + size))
     return image.take(np.where(pixels < size, pixels, 2 * (size - 1) - pixels), axis)
+
+
+def draw_mixtures(images: np.ndarray, axes: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """Each image with another one of them: by a coin their weighted mean, or a rectangle of the other in it.
+
+    images (N, ...), which stay as they are. The share is even between none and all. Sources: mix-up, Zhang et al. 2018;
+    cut-mix, Yun et al. 2019.
+    """
+    mixtures = images.copy()
+    for image, other in zip(mixtures, images[generator.permutation(len(images))], strict=True):
+        share = generator.random()
+        if generator.integers(2):
+            image[...] = (1 - share) * image + share * other
+        else:
+            place = [slice(None)] * image.ndim
+            for axis in axes:
+                size = image.shape[axis - 1]
+                length = round(size * math.sqrt(share))
+                start = int(generator.integers(size - length + 1))
+                place[axis - 1] = slice(start, start + length)
+            image[tuple(place)] = other[tuple(place)]
+    return mixtures
 
 
 def draw_token_views(

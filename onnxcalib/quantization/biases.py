@@ -19,7 +19,7 @@ from ..numeric.distill import divergence_sums, sample_losses
 from ..progress import track
 from ..runtime.blocks import BlockError
 from ..spec import Block
-from .learn import Learner, MiniBatches, convert_block
+from .learn import BIASES, Learner, MiniBatches, convert_block
 from .output_parts import take_parts
 from .params import give_scale
 from .probes import MOST_MODEL_BYTES
@@ -54,7 +54,7 @@ def tune_biases(state: ReconstructionState) -> tuple[bool, str | None]:
         return False, "no layer that torch takes has a bias"
     data = MiniBatches(state, learner.block, learner.size, holdout=BIAS_HOLDOUT)
     stopping, deciding = list(data.batches(data.held_out[::2])), list(data.batches(data.held_out[1::2]))
-    before = _relative_losses(learner, deciding)
+    before = relative_losses(learner, deciding)
     if before.shape[1] < LEAST_DECIDING:
         return False, "its outputs do not count samples, and the batches are too few to see whether it helps"
     steps = track(range(STEPS))
@@ -75,7 +75,7 @@ def tune_biases(state: ReconstructionState) -> tuple[bool, str | None]:
         return False, str(error)
     if not outcome.step:
         return False, "the loss on held-out samples did not fall"
-    if not is_better(before, _relative_losses(learner, deciding)):
+    if not is_better(before, relative_losses(learner, deciding)):
         return False, "what it gains on held-out samples is within their noise"
     for name, bias in learner.biases().items():
         params, grid = state.layers[name], state.input_grid(state.problem.layers[name])
@@ -96,10 +96,10 @@ def _open_learner(state: ReconstructionState) -> tuple[Learner | None, str | Non
             break
         part = join_blocks(problem.model, problem.scheme, blocks[start:], index=problem.index)
         try:
-            _check_size(state, part)
+            check_size(state, part)
             converted = convert_block(state, part)  # before anything is computed for it
             _store(state, blocks[:start], part)
-            learner = Learner(state, converted, frozen=True)
+            learner = Learner(state, converted, learned=BIASES)
         except BlockError as error:
             first_reason = first_reason or str(error)
             continue
@@ -114,7 +114,7 @@ def _skip_float_readers(state: ReconstructionState, blocks: Sequence[Block]) -> 
     return first, f"{blocks[first - 1].layers[-1]} reads float activations, and is not learned" if first else None
 
 
-def _check_size(state: ReconstructionState, block: Block) -> None:
+def check_size(state: ReconstructionState, block: Block) -> None:
     """Raise BlockError for a block with more weights than torch should hold."""
     index = state.problem.index
     read = {tensor for name in block.nodes for tensor in reads(index.nodes[name])}
@@ -134,7 +134,7 @@ def _store(state: ReconstructionState, before: Sequence[Block], part: Block) -> 
     run_block(state, part, set(part.outputs), quantized=False)
 
 
-def _relative_losses(learner: Learner, batches: Sequence[Batch]) -> np.ndarray:
+def relative_losses(learner: Learner, batches: Sequence[Batch]) -> np.ndarray:
     """Loss of each output on each sample, (outputs, samples).
 
     For class scores the divergence; for other outputs the squared error over the mean power of the target.

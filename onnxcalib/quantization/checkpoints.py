@@ -122,10 +122,12 @@ class WalkDone:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What the tuning stages have found so far: layers that differ from the reconstructed ones, and the outputs."""
+    """What the tuning stages have found so far: layers and grids that are new, and the outputs."""
 
     decisions: str
     layers: dict[str, LayerParams]
+    activations: dict[str, QParams]
+    requantized: dict[str, QParams]
     outputs: tuple[OutputRecord, ...]
     losses: dict[str, float]
     records: tuple[StageRecord, ...]

@@ -37,6 +37,8 @@ from .unpadded import Unpadded
 
 # Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
 PARITY = 1e-3
+# What a Learner learns: all that a block has, or all but the integers of weights, or biases alone.
+ALL, GRIDS, BIASES = "all", "grids", "biases"
 # A mini-batch holds about so many values of the block's largest activation, within these numbers of samples.
 BATCH_ELEMENTS = 2**20
 LEAST_BATCH, MOST_BATCH = 4, 32
@@ -84,8 +86,8 @@ class Learner:
     size: samples in a mini-batch; None where the module takes whole stored batches only.
     """
 
-    def __init__(self, state: ReconstructionState, torch_block: TorchBlock, *, frozen: bool) -> None:
-        """frozen: biases alone are learned, grids and weights stay as they are. Raises BlockError."""
+    def __init__(self, state: ReconstructionState, torch_block: TorchBlock, *, learned: str = ALL) -> None:
+        """learned: ALL, GRIDS or BIASES. Raises BlockError."""
         self.state, self.block = state, torch_block.block
         block, module = torch_block.block, torch_block.module
         feeds = state.stored.arrays(FLOAT, block.inputs, 0)
@@ -94,16 +96,17 @@ class Learner:
             raise BlockError("no output is of floating point")
         check_parity(module, torch_block.subgraph, feeds, wanted)
         self.size = _batch_size(state, block) if _takes_any_batch(state, torch_block) else None
-        self.quantizers = _place_activations(state, torch_block, frozen=frozen)
+        self.quantizers = _place_activations(state, torch_block, learned)
         fill_tables(state, module, block.nodes)
         if self.quantizers.dynamic:
             with torch.no_grad():
                 module(*(torch.from_numpy(feeds[t]) for t in block.inputs))  # how far these reach
         self.layers = {name: layer_module(module, name) for name in block.layers}
         self.weights = {name: _attach(state, state.problem.layers[name], part) for name, part in self.layers.items()}
-        if frozen:
-            for quantizer in self.weights.values():
-                quantizer.requires_grad_(False)
+        for quantizer in self.weights.values():
+            quantizer.position.requires_grad_(learned == ALL)
+            if learned == BIASES:
+                quantizer.log_scale.requires_grad_(False)
         padded = state.stored.has_padding(block.outputs)
         self.module: nn.Module = Unpadded(module, block.outputs, state.problem.padding) if padded else module
         self.module.to(state.problem.device)
@@ -164,12 +167,13 @@ def check_parity(
         raise BlockError(f"torch differs from onnxruntime by {error:.1e} of the largest output, more than {PARITY:.0e}")
 
 
-def _place_activations(state: ReconstructionState, torch_block: TorchBlock, *, frozen: bool) -> Quantizers:
+def _place_activations(state: ReconstructionState, torch_block: TorchBlock, learned: str) -> Quantizers:
     """Put a quantizer on every tensor of the scheme that the block reads; tensors that share a grid share it.
 
     A quantizer is learned where all tensors that share it lie inside the block and none is frozen.
     """
     block, module, index = torch_block.block, torch_block.module, state.problem.index
+    frozen, mix = learned == BIASES, learned == ALL
     nodes = [index.nodes[name] for name in block.nodes]
     inside = {tensor for node in nodes for tensor in (*node.input, *node.output)}
     dynamic = _list_dynamic(state, block)
@@ -181,7 +185,7 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, *, f
         members = state.problem.scheme.members_of(tensor)
         if members not in placed.activations:
             fixed = frozen or any(t in state.frozen or t not in inside for t in members)
-            placed.activations[members] = _make_quantizer(grid, fixed=fixed, frozen=frozen)
+            placed.activations[members] = _make_quantizer(grid, fixed=fixed, mix=mix)
         quantizer = placed.activations[members]
         at_fewer_bits = _readers_of_requantized(state, tensor, readers)
         behind = [name for name in dynamic.get(tensor, ()) if name in readers]
@@ -193,7 +197,7 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, *, f
             place(module, tensor, quantizer, only=others)
         if at_fewer_bits:
             fixed = frozen or tensor in state.frozen
-            second = _make_quantizer(state.grids.requantized[tensor], fixed=fixed, frozen=frozen)
+            second = _make_quantizer(state.grids.requantized[tensor], fixed=fixed, mix=mix)
             placed.requantized[tensor] = second
             place(module, tensor, nn.Sequential(quantizer, second), only=at_fewer_bits)
     for tensor, names in dynamic.items():
@@ -240,10 +244,10 @@ def _readers_of_requantized(state: ReconstructionState, tensor: str, readers: Se
     return [name for name in readers if name in layers and layers[name].activation_spec.bits == grid.spec.bits]
 
 
-def _make_quantizer(grid: QParams, *, fixed: bool, frozen: bool) -> ActivationQuantizer:
-    # At 8 bits a float value and its quantized one hardly differ: mixing them would only cost time. Biases are learned
-    # for the model as it will run.
-    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < FULL_BITS and not frozen)
+def _make_quantizer(grid: QParams, *, fixed: bool, mix: bool) -> ActivationQuantizer:
+    # At 8 bits a float value and its quantized one hardly differ: mixing them would only cost time. Biases and scales
+    # alone are learned for the model as it will run.
+    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < FULL_BITS and mix)
 
 
 def _attach(state: ReconstructionState, layer: LayerScheme, part: nn.Module) -> WeightQuantizer:

@@ -151,7 +151,7 @@ def tensors_read(index: Index, block: Block) -> set[str]:
 
 def _learn(state: ReconstructionState, block: Block, steps: int) -> Outcome:
     """Run AdaQuant on the block; its results go into ``state``. Raises BlockError, having changed nothing."""
-    learner = Learner(state, convert_block(state, block), frozen=False)
+    learner = Learner(state, convert_block(state, block))
     data = MiniBatches(state, block, learner.size, holdout=BLOCK_HOLDOUT)
     outcome = learner.learn(data.draw, data.read_held_out, steps=steps)
     if outcome.step:

@@ -22,8 +22,9 @@ from ..runtime.store import Store
 from ..spec import Block, Grids, QuantScheme
 from .biases import tune_biases
 from .block_checkpoints import SHARED, BlockCheckpoints, digest_decisions
-from .checkpoints import RANGES, TUNED, Calibrated, Tuned
+from .checkpoints import RANGES, TUNED, Calibrated, Tuned, find_changed
 from .distill import distill_weights, list_learned
+from .distill_scales import distill_scales, reads_few_bits
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
 from .floor import check_memory
@@ -140,8 +141,8 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
             round_layers(state)
         state, refused = leave_refused(prepared, state)
     prepared = prepared.leave(refused)
-    layers, stages = _tune(prepared, state, ranges.batch, decisions)
-    return Reconstruction(prepared.scheme, state.grids, layers, blocks, stages, refused)
+    (grids, layers), stages = _tune(prepared, state, ranges.batch, decisions)
+    return Reconstruction(prepared.scheme, grids, layers, blocks, stages, refused)
 
 
 def emit_model(prepared: Prepared, found: Reconstruction) -> ModelProto:
@@ -249,8 +250,9 @@ def _find_lossless(prepared: Prepared, ranges: Ranges) -> set[str]:
 
 
 class _Measured(NamedTuple):
-    """Layers, and how the outputs of the model with them differ from the float model's."""
+    """Grids and layers, and how the outputs of the model with them differ from the float model's."""
 
+    grids: Grids
     layers: dict[str, LayerParams]
     outputs: tuple[OutputRecord, ...]
     losses: Losses
@@ -258,23 +260,27 @@ class _Measured(NamedTuple):
 
 def _tune(
     prepared: Prepared, state: ReconstructionState, batch: int, decisions: str
-) -> tuple[dict[str, LayerParams], tuple[StageRecord, ...]]:
-    """The layers after the tuning stages; each is kept only if it brings the outputs nearer to the float model's."""
+) -> tuple[tuple[Grids, dict[str, LayerParams]], tuple[StageRecord, ...]]:
+    """Grids and layers after the tuning stages, each kept only if it brings the outputs nearer to the float model's."""
     run, names = prepared.run, _list_stages(prepared)
     if not names:
-        return state.layers, ()
+        return (state.grids, state.layers), ()
     known = run.checkpoints.find(TUNED, Tuned)
-    best, records = _Measured(state.layers, (), {}), list[StageRecord]()
+    best, records = _Measured(state.grids, state.layers, (), {}), list[StageRecord]()
     if known is not None and known.decisions == decisions:
-        best, records = _Measured({**state.layers, **known.layers}, known.outputs, known.losses), list(known.records)
+        grids = state.grids.updated(known.activations, known.requantized)
+        best = _Measured(grids, {**state.layers, **known.layers}, known.outputs, known.losses)
+        records = list(known.records)
 
     def keep() -> None:
         changed = {name: params for name, params in best.layers.items() if state.layers.get(name) is not params}
-        found = Tuned(decisions, changed, best.outputs, dict(best.losses), tuple(records))
+        activations = find_changed(state.grids.activations, best.grids.activations)
+        requantized = find_changed(state.grids.requantized, best.grids.requantized)
+        found = Tuned(decisions, changed, activations, requantized, best.outputs, dict(best.losses), tuple(records))
         run.checkpoints.keep((TUNED, found, Tuned))
 
     if len(records) > len(names):
-        return best.layers, tuple(records)
+        return best[:2], tuple(records)
     with Store() as float_outputs:
         with run.stage("evaluate"):
             evaluator = _open_evaluator(prepared, float_outputs)
@@ -290,7 +296,7 @@ def _tune(
             records.append(StageRecord(name, "kept" if found else "rolled back", best.outputs, remark))
             run.observer.note(f"{name}: {records[-1].outcome}{f', {remark}' if remark else ''}")
             keep()
-    return best.layers, tuple(records)
+    return best[:2], tuple(records)
 
 
 def _list_stages(prepared: Prepared) -> list[str]:
@@ -317,7 +323,7 @@ def _open_evaluator(prepared: Prepared, float_outputs: Store) -> Evaluator:
 
 def _measure(prepared: Prepared, evaluator: Evaluator, state: ReconstructionState) -> _Measured:
     quantized = prepared.emit(state.problem.scheme, state.grids, state.layers)
-    return _Measured(state.layers, *evaluator.evaluate(quantized))
+    return _Measured(state.grids, state.layers, *evaluator.evaluate(quantized))
 
 
 @dataclass(frozen=True)
@@ -352,7 +358,9 @@ def _try(
     """What a tuning stage makes of ``state``, None where the outputs come no nearer; and a remark."""
     tuned, remark = None, None
     for look in _choose_looks(prepared, name):
-        tuned, remark = _look(prepared, replace(state, layers=dict(best.layers)), evaluator, look, batch)
+        tuned, remark = _look(
+            prepared, replace(state, grids=best.grids, layers=dict(best.layers)), evaluator, look, batch
+        )
         if tuned is None:
             break
         # Distilled weights are kept for what they gain on samples that they were not trained on.
@@ -368,7 +376,8 @@ def _look(
     with Store() as store:
         own = replace(state, stored=_open_store(state.problem, store))
         if look.name == DISTILL:
-            changed, remark = distill_weights(prepared, own)
+            distill = distill_scales if reads_few_bits(prepared.scheme) else distill_weights
+            changed, remark = distill(prepared, own)
         elif look.name == STATISTICS:
             assert look.samples is not None
             own.stored.fill_some(prepared.samples, batch, look.samples, quantized=prepared.run.quantized_samples)

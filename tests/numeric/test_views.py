@@ -1,7 +1,7 @@
 import numpy as np
 
 from onnxcalib.numeric import views
-from onnxcalib.numeric.views import SHIFT, draw_token_views, draw_views, nearest_rows
+from onnxcalib.numeric.views import SHIFT, draw_mixtures, draw_token_views, draw_views, nearest_rows
 
 
 def draw(images, axes=(2, 3), seed=0):
@@ -87,3 +87,19 @@ def test_nearest_rows_point_the_same_way_from_the_mean(monkeypatch):
     assert [set(each) for each in found.tolist()] == [{7, 21}, {3, 21}]
     monkeypatch.setattr(views, "ROWS_AT_ONCE", 1)
     assert np.array_equal(nearest_rows(table, np.array([3, 7]), 2), found)
+
+
+def test_a_mixture_is_a_mean_of_two_images_or_has_a_rectangle_of_another():
+    images = np.stack([np.full((1, 8, 10), value, np.float32) for value in (0, 1)] * 8)
+    mixtures = draw_mixtures(images, (2, 3), np.random.default_rng(0))
+    assert mixtures.shape == images.shape and mixtures.dtype == np.float32 and set(np.unique(images)) == {0, 1}
+    means = [each for each in mixtures if len(np.unique(each)) == 1 and 0 < each.flat[0] < 1]
+    pasted = [each[0] for each in mixtures if set(np.unique(each)) == {0, 1}]
+    assert means and pasted and len(means) + len(pasted) < 16  # some are mixed with an image that is alike
+    for each in pasted:
+        counts = {value: int((each == value).sum()) for value in (0, 1)}
+        inner = each == min(counts, key=counts.get)
+        rows, columns = inner.any(1), inner.any(0)
+        assert (
+            inner.sum() == rows.sum() * columns.sum() or (~inner).sum() == (~inner).any(1).sum() * (~inner).any(0).sum()
+        )

@@ -8,7 +8,7 @@ import torch
 
 from onnxcalib.graph.blocks import find_blocks, join_blocks
 from onnxcalib.graph.embeddings import find_embeddings
-from onnxcalib.quantization.learn import Learner, MiniBatches, convert_block
+from onnxcalib.quantization.learn import BIASES, Learner, MiniBatches, convert_block
 from onnxcalib.quantization.solve import round_embeddings, round_layers
 from onnxcalib.quantization.state import run_block
 from onnxcalib.runtime.blocks import BlockError
@@ -31,7 +31,7 @@ def first_block(state):
 
 
 def learn(state, block, **options):
-    learner = Learner(state, convert_block(state, block), frozen=False)
+    learner = Learner(state, convert_block(state, block))
     data = MiniBatches(state, block, learner.size, holdout=8)
     return learner, learner.learn(data.draw, data.read_held_out, steps=100, **options)
 
@@ -69,7 +69,7 @@ def test_frozen_tensors_keep_their_grids(state):
 
 def test_with_frozen_weights_biases_alone_are_learned(state):
     block = first_block(state)
-    learner = Learner(state, convert_block(state, block), frozen=True)
+    learner = Learner(state, convert_block(state, block), learned=BIASES)
     learned = {name for name, value in learner.module.named_parameters() if value.requires_grad}
     assert learned and all(name.endswith("bias") for name in learned)
     assert set(learner.biases()) == set(block.layers)
@@ -118,7 +118,7 @@ def test_a_layer_that_reads_float_is_not_learned(residual, state_of):
     state = state_of(residual, DATA, size=8, weight_bits=4, activation_bits=32)
     round_layers(state)
     with pytest.raises(BlockError, match="what reads float activations is solved or rounded, and not learned"):
-        Learner(state, convert_block(state, first_block(state)), frozen=False)
+        Learner(state, convert_block(state, first_block(state)))
 
 
 def test_a_table_has_its_quantized_rows_in_torch(build, weigh, state_of):
@@ -134,7 +134,7 @@ def test_a_table_has_its_quantized_rows_in_torch(build, weigh, state_of):
     blocks = find_blocks(state.problem.model, state.problem.scheme)
     block = join_blocks(state.problem.model, state.problem.scheme, blocks)
     run_block(state, block, set(block.outputs), quantized=False)
-    learner = Learner(state, convert_block(state, block), frozen=True)
+    learner = Learner(state, convert_block(state, block), learned=BIASES)
     feeds = state.stored.arrays("float:", block.inputs, 1)
     wanted = Session(state.quantized_subgraph(block, list(block.outputs))).run(feeds)["y"]
     (given,) = learner.module.eval()(torch.from_numpy(feeds["ids"]))
@@ -156,7 +156,7 @@ def test_dynamic_layers_round_what_they_read_in_torch_as_in_the_file(build, weig
     blocks = [each for each in find_blocks(state.problem.model, state.problem.scheme) if each.layers]
     block = join_blocks(state.problem.model, state.problem.scheme, blocks)
     run_block(state, block, set(block.outputs), quantized=False)
-    learner = Learner(state, convert_block(state, block), frozen=True)
+    learner = Learner(state, convert_block(state, block), learned=BIASES)
     assert set(learner.quantizers.dynamic) == {"x", "r", "s"} and not learner.quantizers.activations
     feeds = state.stored.arrays("float:", block.inputs, 1)
     wanted = Session(state.quantized_subgraph(block, list(block.outputs))).run(feeds)["y"]

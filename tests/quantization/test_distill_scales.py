@@ -1,0 +1,61 @@
+"""Distillation of models that read few bits: what is trained and kept, and what is said where it cannot be."""
+
+import re
+
+import numpy as np
+import pytest
+
+from onnxcalib import QuantizeConfig, quantize
+from onnxcalib.quantization import distill_scales
+from tests.small_models import run_model
+
+# Convolutions of which each reads what the one before leaves of 4 bits.
+DEEP = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+    [c1] a = Conv <pads = [1, 1, 1, 1]> (x, w1)  [r1] b = Relu (a)
+    [c2] c = Conv <pads = [1, 1, 1, 1]> (b, w2)  [r2] d = Relu (c)
+    [c3] e = Conv <pads = [1, 1, 1, 1]> (d, w3)  [s] f = Add (e, b)  [r3] h = Relu (f)
+    [c4] i = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (h, w4)  [r4] k = Relu (i)
+    [flat] l = Flatten (k)  [fc] y = Gemm (l, w5)
+}"""
+IMAGES, OTHERS = np.split(np.random.default_rng(0).normal(size=(384, 3, 8, 8)).astype(np.float32), [128])
+
+
+@pytest.fixture
+def deep(build, weigh):
+    weights = {f"w{number}": 1.5 * weigh(8, 3 if number == 1 else 8, 3, 3) for number in range(1, 5)}
+    return build(DEEP, **weights, w5=weigh(128, 5))
+
+
+def settings(**changes):
+    given = {"weight_bits": 4, "activation_bits": 4, "first_last_bits": 4, "views": 1, "effort": "best", "threads": 1}
+    return QuantizeConfig(**{**given, **changes})
+
+
+def error(model, other):
+    wanted, given = (run_model(each, OTHERS)[0] for each in (model, other))
+    return np.square(given - wanted).sum() / np.square(wanted).sum()
+
+
+def test_scales_and_biases_bring_the_outputs_nearer_to_the_float_models(deep, monkeypatch):
+    monkeypatch.setattr(distill_scales, "STEPS", 120)
+    rounded, trained = (quantize(deep, IMAGES, settings(reconstruct=False, distill=each)) for each in (False, True))
+    stage = trained.report.steps[-1]
+    assert (stage.name, stage.outcome) == ("distill", "kept")
+    assert re.search("error of blocks on held-out samples .* before, .* after", stage.reason)
+    assert error(deep, trained.model) < 0.95 * error(deep, rounded.model)
+    for name in ("w1", "w4"):  # integers stay
+        pair = [
+            next(v for v in each.model.graph.initializer if v.name == f"{name}_quantized")
+            for each in (rounded, trained)
+        ]
+        assert pair[0].raw_data == pair[1].raw_data
+
+
+@pytest.mark.parametrize(
+    ("count", "views", "reason"),
+    [(16, 1, "16 samples are too few to see whether it helps, 64 would do"), (64, 0, distill_scales.NO_IMAGES)],
+)
+def test_where_nothing_is_trained_the_reason_is_told(deep, count, views, reason):
+    found = quantize(deep, IMAGES[:count], settings(reconstruct=False, distill=True, views=views))
+    stage = found.report.steps[-1]
+    assert (stage.name, stage.outcome, stage.reason) == ("distill", "rolled back", reason)
