@@ -42,7 +42,7 @@ from onnxcalib.cli.main import main
 
 class Result:
     report = types.SimpleNamespace(lint=None, to_json=str)
-    def save(self, path, report):
+    def save(self, path, report, html):
         path.write_text("model")
 
 pipeline.quantize = lambda *given, **options: Result()

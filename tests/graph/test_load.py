@@ -114,8 +114,8 @@ def test_what_is_no_regular_file_is_refused(tmp_path, read):
 
 def test_a_file_is_parsed_once_for_the_names_of_its_data_and_again_where_it_changed(tmp_path, linear, monkeypatch):
     path, parse = tmp_path / "m.onnx", []
-    given = load._parse
-    monkeypatch.setattr(load, "_parse", lambda path: (parse.append(path), given(path))[1])
+    given = load.parse_file
+    monkeypatch.setattr(load, "parse_file", lambda path: (parse.append(path), given(path))[1])
     onnx.save(linear, path)
     assert stored_files(path) == stored_files(path) == (path,)
     assert len(parse) == 1

@@ -5,11 +5,14 @@ import pytest
 
 from onnxcalib import pipeline
 from onnxcalib.config import QuantizeConfig
-from onnxcalib.quantization import part_precision, placement
+from onnxcalib.quantization import part_precision, placement, structure_rules
 from onnxcalib.quantization.calibrate import MARGIN
 from onnxcalib.quantization.part_errors import RUNS, PartErrors
 from onnxcalib.quantization.part_precision import fit_parts
 
+RULES = (
+    (placement, "find_coarse_inputs"), (structure_rules, "find_last_layers"), (placement, "choose_by_cost"),
+)  # fmt: skip
 # The first channel of c is a thousand times as large as the others, and boxes alone read it.
 PARTED = """g (float[N, 3, 24, 24] x) => (float[N, 5, 24, 24] y) {
     [first] a = Conv <pads = [1, 1, 1, 1]> (x, w1)  [act] r = Relu (a)  [second] d = Conv <pads = [1, 1, 1, 1]> (r, w4)
@@ -29,8 +32,8 @@ def prepare(build, weigh, draw, monkeypatch):
     def make(**settings):
         with monkeypatch.context() as patch:
             patch.setattr(placement, "fit_parts", lambda prepared, wanted: prepared)
-            for rule in ("find_coarse_inputs", "find_last_layers", "choose_by_cost"):
-                patch.setattr(placement, rule, lambda *_, **__: {})
+            for room, rule in RULES:
+                patch.setattr(room, rule, lambda *_, **__: {})
             model = build(PARTED, **weights, wo=weigh(3, 32, 1, 1), w4=weigh(32, 32, 3, 3))
             return pipeline.prepare(model, draw(32, 3, 24, 24), QuantizeConfig(threads=1, **settings))
 

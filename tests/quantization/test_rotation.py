@@ -10,10 +10,16 @@ import pytest
 from onnxcalib import Observer, QuantizeConfig, prepare, quantize
 from onnxcalib.cli.console import open_console
 from onnxcalib.cli.summary import print_summary
+from onnxcalib.graph.passes import rotate
 from onnxcalib.quantization import rotation
 from tests.small_prenorm import PRENORM, build_prenorm
 
 FOUR = QuantizeConfig(placement="all", weight_bits=4, activation_bits=4, effort="fast", smoothing="off")
+
+
+@pytest.fixture(autouse=True)
+def mixes_small_layers(monkeypatch):
+    monkeypatch.setattr(rotate, "LEAST_WEIGHTS", 0)
 
 
 def draw_tokens(count, seed=0):

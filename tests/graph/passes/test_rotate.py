@@ -8,6 +8,7 @@ from onnx import checker
 
 from onnxcalib.graph.heads import find_heads
 from onnxcalib.graph.index import Index, known_constant
+from onnxcalib.graph.passes import rotate
 from onnxcalib.graph.passes.normalise import normalise
 from onnxcalib.graph.passes.rotate import BLOCK, find_rotatable, rotate_heads, rotate_input, rotate_stream
 from onnxcalib.graph.residual_stream import find_streams
@@ -129,9 +130,11 @@ def test_heads_whose_values_others_read_stay_and_those_with_one_bias_for_all_cha
 
 
 @pytest.mark.parametrize(("function", "muls"), [("Relu", 0), ("Tanh", 1)])
-def test_a_matmul_mixes_blocks_of_what_an_activation_function_gives(build, draw, run, function, muls):
+def test_a_matmul_mixes_blocks_of_what_an_activation_function_gives(build, draw, run, function, muls, monkeypatch):
     model, x = make(build, draw, PRENORM.replace("Relu", function)), draw(3, 6, 8)
     (before,) = run(model, x)
+    assert not find_rotatable(model, make_scheme(model)), "the matrix would take most of the layer's bytes"
+    monkeypatch.setattr(rotate, "LEAST_WEIGHTS", 0)
     first, second = find_rotatable(model, make_scheme(model))
     assert (first.tensor, second.tensor) == ("t0", "t1")
     nodes, factor = len(model.graph.node), np.exp(draw(HIDDEN))
@@ -144,6 +147,7 @@ def test_a_matmul_mixes_blocks_of_what_an_activation_function_gives(build, draw,
     assert np.abs(run(model, x)[0] - before).max() < 1e-5 * np.abs(before).max()
 
 
-def test_what_layers_of_one_weight_read_is_not_mixed(build, draw):
+def test_what_layers_of_one_weight_read_is_not_mixed(build, draw, monkeypatch):
+    monkeypatch.setattr(rotate, "LEAST_WEIGHTS", 0)
     model = make(build, draw, PRENORM.replace("(t1, wd1)", "(t1, wd0)"))
     assert not find_rotatable(model, make_scheme(model))
