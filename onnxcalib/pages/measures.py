@@ -1,11 +1,23 @@
-"""Tables that pages share: outputs, what is left unfused, what saturates, and the conditions of a run."""
+"""What pages share: outputs and how they compare, what is left unfused, what saturates, and the conditions of a run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 
-from .content import ABSENT, Data, Facts, Lines, Part, Section, make_table, spell_interval, spell_number
+from .content import (
+    ABSENT,
+    Data,
+    Facts,
+    Figure,
+    Lines,
+    Part,
+    Section,
+    make_table,
+    spell_bytes,
+    spell_interval,
+    spell_number,
+)
 
 MEASURES = ("agreement, %", "95%", "SQNR, dB", "95%", "cosine", "max error")
 
@@ -13,6 +25,24 @@ MEASURES = ("agreement, %", "95%", "SQNR, dB", "95%", "cosine", "max error")
 def list_rows(outputs: Iterable[Data]) -> list[Data]:
     """The outputs, each followed by its parts."""
     return [row for each in outputs for row in (each, *each["parts"])]
+
+
+def list_comparison(data: Data) -> Iterable[Figure]:
+    """How near the worst outputs are to the float model's, and the size beside its."""
+    rows = list_rows(data["outputs"])
+    agreements = [each for each in rows if each["agreement"] is not None]
+    if agreements:
+        worst = min(agreements, key=lambda each: each["agreement"])
+        note = spell_interval(worst["agreement_interval"], ".1f", 100)
+        yield Figure("same answers", f"{100 * worst['agreement']:.1f}", "%", f"95%: {note}" if note else "")
+    ratios = [each for each in rows if each["sqnr_db"] is not None and not each["parts"]]
+    if ratios:
+        worst = min(ratios, key=lambda each: each["sqnr_db"])
+        note = spell_interval(worst["sqnr_interval"], ".1f")
+        yield Figure("SQNR", f"{worst['sqnr_db']:.1f}", "dB", f"95%: {note}" if note else "")
+    ratio = data["quantized_bytes"] / data["float_bytes"] if data["float_bytes"] else None
+    sizes = f"{spell_bytes(data['float_bytes'])} → {spell_bytes(data['quantized_bytes'])}"
+    yield Figure("size", spell_number(ratio, ".3f"), "of float", sizes)
 
 
 def draw_outputs(caption: str, sessions: Mapping[str, Iterable[Data]]) -> Part:

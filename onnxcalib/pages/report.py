@@ -18,7 +18,6 @@ from .content import (
     Table,
     make_table,
     spell_bytes,
-    spell_interval,
     spell_number,
     without_empty,
 )
@@ -31,6 +30,7 @@ from .measures import (
     draw_rules,
     draw_saturating,
     draw_unfused,
+    list_comparison,
     list_rows,
     make_conditions,
 )
@@ -98,20 +98,7 @@ def _conclude(data: Data) -> str:
 
 
 def _list_figures(data: Data) -> Iterable[Figure]:
-    rows = list_rows(data["outputs"])
-    kept = [each for each in rows if each["agreement"] is not None]
-    if kept:
-        worst = min(kept, key=lambda each: each["agreement"])
-        note = spell_interval(worst["agreement_interval"], ".1f", 100)
-        yield Figure("same answers", f"{100 * worst['agreement']:.1f}", "%", f"95%: {note}" if note else "")
-    ratios = [each for each in rows if each["sqnr_db"] is not None and not each["parts"]]
-    if ratios:
-        worst = min(ratios, key=lambda each: each["sqnr_db"])
-        note = spell_interval(worst["sqnr_interval"], ".1f")
-        yield Figure("SQNR", f"{worst['sqnr_db']:.1f}", "dB", f"95%: {note}" if note else "")
-    ratio = data["quantized_bytes"] / data["float_bytes"] if data["float_bytes"] else None
-    sizes = f"{spell_bytes(data['float_bytes'])} → {spell_bytes(data['quantized_bytes'])}"
-    yield Figure("size", spell_number(ratio, ".3f"), "of float", sizes)
+    yield from list_comparison(data)
     if data["bits_per_weight"] is not None:
         yield Figure("bits a weight", f"{data['bits_per_weight']:.2f}")
     if data["speed"]:

@@ -16,12 +16,19 @@ from .content import (
     Scale,
     Section,
     make_table,
-    spell_bytes,
     spell_interval,
     spell_number,
 )
 from .layers import make_layers, make_path, spell_bits
-from .measures import draw_growth, draw_outputs, draw_rules, draw_saturating, draw_unfused, list_rows, make_conditions
+from .measures import (
+    draw_growth,
+    draw_outputs,
+    draw_rules,
+    draw_saturating,
+    draw_unfused,
+    list_comparison,
+    make_conditions,
+)
 
 LOSSES = {"alone": "alone_db", "with all before": "all_before_db", "at the output": "at_output_db"}
 LEAST_DB = -1000.0
@@ -90,19 +97,7 @@ def _list_figures(data: Data) -> Iterable[Figure]:
         value = spell_number(score["quantized_score"], form)
         drop = f"{spell_number(score['drop'], form)}{unit} less than float ({spell_number(score['float_score'], form)})"
         yield Figure(score["name"], value, "%" if unit else "", drop)
-    agreements = [each for each in list_rows(data["outputs"]) if each["agreement"] is not None]
-    if agreements:
-        worst = min(agreements, key=lambda each: each["agreement"])
-        note = spell_interval(worst["agreement_interval"], ".1f", 100)
-        yield Figure("same answers", f"{100 * worst['agreement']:.1f}", "%", f"95%: {note}" if note else "")
-    ratios = [each for each in list_rows(data["outputs"]) if each["sqnr_db"] is not None and not each["parts"]]
-    if ratios:
-        worst = min(ratios, key=lambda each: each["sqnr_db"])
-        note = spell_interval(worst["sqnr_interval"], ".1f")
-        yield Figure("SQNR", f"{worst['sqnr_db']:.1f}", "dB", f"95%: {note}" if note else "")
-    ratio = data["quantized_bytes"] / data["float_bytes"] if data["float_bytes"] else None
-    sizes = f"{spell_bytes(data['float_bytes'])} → {spell_bytes(data['quantized_bytes'])}"
-    yield Figure("size", spell_number(ratio, ".3f"), "of float", sizes)
+    yield from list_comparison(data)
     latency = data["latency"]
     times = f"{spell_number(latency['float_ms'], '.3g')} → {spell_number(latency['quantized_ms'], '.3g')} ms a run"
     yield Figure("speed here", spell_number(latency["speedup"]), "× float", f"{times}, batch {latency['batch']}")
