@@ -206,6 +206,13 @@ def refuse_unsuitable(model: ModelProto, *, recurrent: bool = False) -> None:
     )
 
 
+def multiplies_constants(model: ModelProto) -> bool:
+    """Whether a node of the graph that is a layer, or can be written as one, reads a constant."""
+    constants = own_constants(model.graph)
+    nodes = (node for node in model.graph.node if is_op(node, *LAYERS, *RECURRENT, "Einsum"))
+    return any(not constants.keys().isdisjoint(node.input) for node in nodes)
+
+
 def weight_types(graph: GraphProto) -> set[int]:
     """Element types of the constant weights of the graph's layers, those in bodies left out."""
     constants = own_constants(graph)

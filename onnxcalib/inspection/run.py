@@ -22,7 +22,6 @@ from ..graph.values import count_bytes
 from ..quantization.placed_bodies import BITS_KEY
 from ..spec import VERSION_KEY
 from .kernels import Opened, open_in_onnxruntime
-from .outlook import look_ahead
 from .tally import count_operators, count_parameters, count_types, list_ports
 
 
@@ -65,6 +64,8 @@ def inspect(model: str | Path) -> Contents:
 
 
 def _look_ahead(contents: Contents, model: ModelProto) -> Contents:
+    from .outlook import look_ahead  # job 1 is half of what starting takes, and quantized files need none of it
+
     try:
         return replace(contents, outlook=look_ahead(model, contents.inputs))
     except ModelError as error:

@@ -12,7 +12,7 @@ from ..errors import ModelError
 from ..graph.edit import drop_dead
 from ..graph.emit import NEW_TYPES_IR, NEW_TYPES_OPSET, PER_CHANNEL_OPSET, TWO_BITS_IR, TWO_BITS_OPSET
 from ..graph.finite import refuse_not_finite
-from ..graph.load import refuse_scaled, refuse_unsuitable
+from ..graph.load import multiplies_constants, refuse_scaled, refuse_unsuitable
 from ..graph.passes.attributes import spell_attributes
 from ..graph.passes.axes import spell_axes
 from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
@@ -73,10 +73,12 @@ def rewrite(
     passes["raise_opset"] = int(_raise_opset(model, config, target))
     new_types = TWO_BITS_IR if config.least_bits == 2 else NEW_TYPES_IR if _has_new_types(config) else 0
     model.ir_version = max(model.ir_version, new_types)
-    for graph_pass in (
-        take_branches, fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates,
-        einsum_as_matmul,
-    ):  # fmt: skip
+    for graph_pass in (take_branches, fold_constants):
+        passes[graph_pass.__name__] = graph_pass(model)
+    recurrent = target is not None and target.requirements.recurrent_weights
+    if not multiplies_constants(model):  # no pass makes a layer of it
+        refuse_unsuitable(model, recurrent=recurrent)
+    for graph_pass in (fix_target_shapes, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul):
         passes[graph_pass.__name__] = graph_pass(model)
     if target is not None:
         passes |= _rewrite_for(model, target)
@@ -101,7 +103,7 @@ def rewrite(
     passes["drop_dead"] += drop_dead(model)
     if config.data.shape:
         fix_outputs(model)
-    refuse_unsuitable(model, recurrent=target is not None and target.requirements.recurrent_weights)
+    refuse_unsuitable(model, recurrent=recurrent)
     return Rewritten(model, passes, frozenset(name for layers in made.values() for name in layers))
 
 

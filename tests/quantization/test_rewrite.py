@@ -116,6 +116,14 @@ def test_a_model_without_layers_is_refused(build):
         rewrite(model, QuantizeConfig())
 
 
+def test_a_model_that_multiplies_no_constant_is_refused_before_passes_that_look_at_all_of_it(build, monkeypatch):
+    model = build("g (float[2, 4] x, float[4, 3] w) => (float[2, 3] y) { y = MatMul (x, w) }")
+    for later in ("fix_target_shapes", "write_patterns", "merge_duplicates", "globalise_pools"):
+        monkeypatch.setattr(rewriting, later, None)
+    with pytest.raises(ModelError, match="graph g: no quantizable layer found; a Conv"):
+        rewrite(model, QuantizeConfig())
+
+
 def test_a_float16_model_computes_in_float32_within_a_tolerance_of_its_own(build, draw):
     weight = (draw(4, 8) / 4).astype(np.float16)
     model = build("g (float16[N, 4] x) => (float16[N, 8] y) { y = MatMul (x, w) }", w=weight)
