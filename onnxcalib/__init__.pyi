@@ -56,6 +56,7 @@ from .pipeline import (
 from .layer_record import (
     HistogramRecord as HistogramRecord,
     LayerRecord as LayerRecord,
+    LossRecord as LossRecord,
     PlaceRecord as PlaceRecord,
 )
 from .report import (

@@ -43,6 +43,20 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
+class LossRecord:
+    """What a layer's integers add to the squared error of its outputs, as shares of the power of these outputs.
+
+    Measured about their mean on the samples that the layer is solved on, with the best bias. rounded: by rounding the
+    float weight to the nearest integers; solved: as they were solved, below zero where they also make up for some of
+    the error of what the layer reads.
+    """
+
+    layer: str
+    rounded: float
+    solved: float
+
+
+@dataclass(frozen=True)
 class PlaceRecord:
     """Where a block of a graph stands. after: the blocks whose outputs it reads; layers: those in it, in order."""
 

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, cast
 
 from .errors import OnnxCalibWarning
-from .layer_record import LayerRecord, PlaceRecord
+from .layer_record import LayerRecord, LossRecord, PlaceRecord
 from .stepwise import ClosedLoopRecord
 from .targets.violation import LintRecord
 
@@ -33,7 +33,7 @@ class BlockRecord:
     outcome: ``reconstructed`` (AdaQuant's result is kept), ``rolled back`` (the loss on held-out samples did not
     fall), ``solved`` (the layers were solved on their Gram matrices only), ``rounded`` (initial rounding only).
     loss_before, loss_after: mean squared error of the block's outputs on held-out samples, divided by their mean
-    square.
+    square. losses: of the layers that were solved.
     """
 
     name: str
@@ -43,6 +43,7 @@ class BlockRecord:
     loss_before: float | None = None
     loss_after: float | None = None
     seconds: float = 0.0
+    losses: tuple[LossRecord, ...] = ()
 
 
 @dataclass(frozen=True)

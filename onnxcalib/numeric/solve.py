@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 
 from ..spec import QuantSpec
+from .added_errors import AddedErrors, measure_added
 from .descent import Descent
 from .gram import Moments, divide
 from .integer_search import Metric, excess_loss, expand_scale, gptq, order_inputs, search
@@ -63,13 +64,14 @@ INPUTS_PER_BRANCH = 40
 class Solution:
     """Integers (G, C, K), scale (G, C), or (G, C, N) with scale blocks, and bias (G, C) of a layer.
 
-    zero: zero points in the shape of the scale; None where all are 0.
+    zero: zero points in the shape of the scale; None where all are 0. added: where that was measured.
     """
 
     integers: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor
     zero: torch.Tensor | None = None
+    added: AddedErrors | None = None
 
     @property
     def levels(self) -> torch.Tensor:
@@ -79,12 +81,14 @@ class Solution:
     def cpu(self) -> Solution:
         """The same in the memory that NumPy reads."""
         zero = None if self.zero is None else self.zero.cpu()
-        return Solution(self.integers.cpu(), self.scale.cpu(), self.bias.cpu(), zero)
+        added = None if self.added is None else self.added.cpu()
+        return Solution(self.integers.cpu(), self.scale.cpu(), self.bias.cpu(), zero, added)
 
     def take(self, channels: slice) -> Solution:
         """The solution of some of the channels."""
         zero = None if self.zero is None else self.zero[:, channels]
-        return Solution(self.integers[:, channels], self.scale[:, channels], self.bias[:, channels], zero)
+        added = None if self.added is None else self.added.take(channels)
+        return Solution(self.integers[:, channels], self.scale[:, channels], self.bias[:, channels], zero, added)
 
     @classmethod
     def join(cls, parts: Sequence[Solution]) -> Solution:
@@ -105,12 +109,14 @@ def solve_layer(
     width: int = 1,
     output_metric: OutputMetric | None = None,
     summing: torch.Tensor | None = None,
+    with_added: bool = False,
 ) -> Solution:
     """Integers, scales and bias of one layer whose float weight is ``weight`` (G, C, K).
 
     width: branches of the K-best search. output_metric: integers are chosen for the least error of the model's outputs
     instead of the layer's; the optimum W* stays that of the layer. summing (K,): the inputs in the order in which the
-    kernel sums their products, which makes the pairs of a pair_limit; None: as they are.
+    kernel sums their products, which makes the pairs of a pair_limit; None: as they are. with_added: what the
+    integers add to the layer's error is found too.
     """
     weight, equations = weight.double(), Equations.of(moments, weight)
     order = _rounding_order(moments.gram, spec, summing)
@@ -128,17 +134,30 @@ def solve_layer(
     optimum = _permute(weight, order) + prior.trust * change
     blocks = _find_blocks(order, spec)
     best = _round_optimum(metric, optimum, (spec, blocks), width)
+    improves = blocks is None and not _is_fine(spec)
+    plain = round_layer(weight, spec, summing=summing) if improves or with_added else None
     # In a few rows of a hundred the rounded float weights are better, by up to half the loss.
-    if blocks is None and not _is_fine(spec):
-        plain = round_layer(weight, spec, summing=summing)
+    if improves and plain is not None:
         levels = _permute(plain.levels, order)
         loss = excess_loss(metric.gram.double(), optimum, levels, plain.scale) * metric.power
         best = best.improve(_Rounded(_pool(loss, spec), levels, plain.scale, plain.zero))
     natural = order.argsort(1)
     weights = _permute(best.integers * expand_scale(_expand_blocks(best.scale, blocks)), natural)
     bias = moments.means_of_targets(weight) - (weights @ moments.input_mean[..., None]).squeeze(-1)
-    found = Solution(_permute(best.integers, natural), best.scale, bias, best.zero)
+    added = None
+    if with_added and plain is not None:
+        added = measure_added(equations, weight, _dequantize(plain, spec), weights)
+    found = Solution(_permute(best.integers, natural), best.scale, bias, best.zero, added)
     return _count_all(found, None if blocks is None else _find_blocks(_natural_order(weight), spec), spec)
+
+
+def _dequantize(found: Solution, spec: QuantSpec) -> torch.Tensor:
+    """The weight (G, C, K) of a solution as it is stored."""
+    if spec.block is None:
+        return found.levels * found.scale[..., None]
+    blocks = ScaleBlocks(_natural_order(found.integers) // spec.block)
+    zero = 0 if found.zero is None else blocks.expand(found.zero)
+    return (found.integers - zero) * blocks.expand(found.scale)
 
 
 def _rounding_order(gram: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | None) -> torch.Tensor:
@@ -167,7 +186,7 @@ def _count_all(found: Solution, blocks: ScaleBlocks | None, spec: QuantSpec) -> 
         integers = integers + (zero[..., None] if blocks is None else blocks.expand(zero))
     if blocks is not None and spec.block is None:
         scale, zero = scale.squeeze(2), None if zero is None else zero.squeeze(2)
-    return Solution(integers, scale, found.bias, zero)
+    return replace(found, integers=integers, scale=scale, zero=zero)
 
 
 def _expand_blocks(scale: torch.Tensor, blocks: ScaleBlocks | None) -> torch.Tensor:

@@ -52,7 +52,11 @@ def make_report(data: Data) -> Page:
     sections = (
         _make_measures(data),
         make_layers(
-            data["layers"], data["quantized_bytes"], losses=list_losses(plan) if plan else None, details=keys or None
+            data["layers"],
+            data["quantized_bytes"],
+            losses=list_losses(plan) if plan else None,
+            added={loss["layer"]: loss for block in data["blocks"] for loss in block.get("losses", ())},
+            details=keys or None,
         ),
         make_path([(each["name"], {"SQNR": each["sqnr_db"]}) for each in data["layers"]]),
         draw_flow(data["places"], {each["name"]: each["sqnr_db"] for each in data["layers"]}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -105,11 +105,13 @@ class ColumnReader:
             return None
         return Unit(float(grid.scale), int(grid.zero_point) - (0 if grid.spec.signed else UINT8_SHIFT))
 
-    def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
+    def solve(
+        self, rows: torch.Tensor, specs: Sequence[QuantSpec], *, with_added: bool = False
+    ) -> list[Solution] | None:
         """Solve the weight ``rows`` for each spec on the moments of all samples; held-out samples choose the prior.
 
-        rows (G, C, K): channels of all layers, in their order. None without any column, or where products of inputs
-        overflow. Raises DataError for values that are not finite.
+        rows (G, C, K): channels of all layers, in their order. with_added: see ``solve_layer``. None without any
+        column, or where products of inputs overflow. Raises DataError for values that are not finite.
         """
         measured, rows = self._measure(), rows.to(self.problem.device)
         if not measured or not all(moments.finite for moments in measured):
@@ -131,10 +133,8 @@ class ColumnReader:
         metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width
         summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
         whole = joined(moments)
-        solved = [
-            solve_layer(whole, rows, spec, prior=prior, width=width(spec.bits), output_metric=metric, summing=summing)
-            for spec in specs
-        ]
+        solve = partial(solve_layer, prior=prior, output_metric=metric, summing=summing, with_added=with_added)
+        solved = [solve(whole, rows, spec, width=width(spec.bits)) for spec in specs]
         if self.target.of_input and self.layer.takes_bias:
             bias = self._read_bias().to(self.problem.device)
             solved = [replace(each, bias=each.bias + bias) for each in solved]

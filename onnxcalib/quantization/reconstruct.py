@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..graph.blocks import single_layers
 from ..graph.index import Index, reads
+from ..layer_record import LossRecord
 from ..numeric.adaquant import Outcome
 from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError
@@ -123,6 +124,11 @@ class _Attempt:
         layers = [self.state.problem.layers[name] for name in self.block.layers]
         return self.state.problem.block_steps(layers, solved=self.why_rounded is None)
 
+    @property
+    def losses(self) -> tuple[LossRecord, ...]:
+        known = self.state.losses
+        return tuple(known[name] for name in self.block.layers if name in known)
+
     def learn(self, remark: str | None = None) -> BlockRecord:
         """Learn the block; ``remark`` is recorded with it. Raises BlockError, having changed nothing."""
         outcome = _learn(self.state, self.block, self.steps)
@@ -130,14 +136,15 @@ class _Attempt:
         reason = _join_reasons(remark, self.why_rounded, None if kept else "the loss on held-out samples did not fall")
         name = "reconstructed" if kept else "rolled back"
         seconds = time.perf_counter() - self.start
-        return BlockRecord(self.block.name, self.block.layers, name, reason, outcome.before, outcome.after, seconds)
+        losses = outcome.before, outcome.after
+        return BlockRecord(self.block.name, self.block.layers, name, reason, *losses, seconds, self.losses)
 
     def keep_solved(self, reason: str | None) -> BlockRecord:
         """The record of a block that is not learned, for this ``reason``."""
         outcome = "rounded" if self.why_rounded else "solved"
         joined = _join_reasons(reason, self.why_rounded)
         seconds = time.perf_counter() - self.start
-        return BlockRecord(self.block.name, self.block.layers, outcome, joined, seconds=seconds)
+        return BlockRecord(self.block.name, self.block.layers, outcome, joined, None, None, seconds, self.losses)
 
 
 def _join_reasons(*reasons: str | None) -> str | None:

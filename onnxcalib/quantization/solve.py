@@ -15,6 +15,7 @@ from ..graph.layer_params import LayerParams
 from ..graph.layout import count_inputs, from_rows, summing_order, to_rows
 from ..graph.values import read_rows
 from ..graph.weight_file import put_integers, put_parts
+from ..layer_record import LossRecord
 from ..numeric.solve import Solution, round_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
@@ -88,10 +89,14 @@ def _round_table(table: TensorProto, spec: QuantSpec) -> LayerParams:
 
 
 class Solved(NamedTuple):
-    """What was found for one layer: its LayerParams for each weight spec; why it was rounded, None if it was solved."""
+    """What was found for one layer: its LayerParams for each weight spec; why it was rounded, None if it was solved.
+
+    losses: for each weight spec, where they were measured.
+    """
 
     params: list[LayerParams]
     reason: str | None
+    losses: Sequence[LossRecord] = ()
 
 
 def solve_block(state: ReconstructionState, block: Block) -> dict[str, str]:
@@ -116,11 +121,13 @@ def solve_layers(state: ReconstructionState, block: Block, layers: Sequence[Laye
     if layers[0].takes_bias:
         given = set()  # theirs would need their own moments: these weights are stored apart
     reasons: dict[str, str] = {}
-    for layer, solved in zip(layers, solve_widths(state, block, layers, [layers[0].weight_spec]), strict=True):
+    found = solve_widths(state, block, layers, [layers[0].weight_spec], with_added=True)
+    for layer, solved in zip(layers, found, strict=True):
         if layer.name in given:
             give_weight(state, layer)
             continue
         (state.layers[layer.name],) = solved.params
+        state.losses |= {record.layer: record for record in solved.losses}
         if solved.reason is not None:
             reasons[layer.name] = solved.reason
     return reasons
@@ -145,41 +152,53 @@ def _fit_biases(state: ReconstructionState, block: Block, layers: Sequence[Layer
 
 
 def solve_widths(
-    state: ReconstructionState, block: Block, layers: Sequence[LayerScheme], specs: Sequence[QuantSpec]
+    state: ReconstructionState,
+    block: Block,
+    layers: Sequence[LayerScheme],
+    specs: Sequence[QuantSpec],
+    *,
+    with_added: bool = False,
 ) -> list[Solved]:
     """What is found for each of the layers, which ``find_siblings`` has together, at each weight spec.
 
-    All is solved on the same moments.
+    All is solved on the same moments. with_added: with what the integers add to the error of each layer.
     """
     shapes = [tuple(state.problem.index.initializers[layer.weight].dims) for layer in layers]
     inputs, solved = count_inputs(shapes[0], layers[0]), None
     if inputs > MOST_INPUTS:
         reason = f"{inputs} inputs a channel are too many to solve, {MOST_INPUTS} the most"
     else:
-        solved = _solve_together(state, block, layers, specs)
+        solved = _solve_together(state, block, layers, specs, with_added=with_added)
         reason = "no sample gives it an input to solve on, or the squares of its inputs overflow"
     if solved is None:
         return [Solved(_round(state, layer, specs), f"{layer.name}: {reason}") for layer in layers]
     found = []
     for layer, shape, solutions in zip(layers, shapes, solved, strict=True):
-        params = []
+        params, losses = [], []
         for spec, solution in zip(specs, solutions, strict=True):
             bias = solution.bias.reshape(-1).numpy() if layer.takes_bias else None
             own = replace(layer, weight_spec=spec)
             params.append(_params(solution, own, shape, bias, state.input_grid(layer)))
-        found.append(Solved(params, None))
+            shares = None if solution.added is None else solution.added.shares()
+            losses += [] if shares is None else [LossRecord(layer.name, *shares)]
+        found.append(Solved(params, None, losses))
     return found
 
 
 def _solve_together(
-    state: ReconstructionState, block: Block, layers: Sequence[LayerScheme], specs: Sequence[QuantSpec]
+    state: ReconstructionState,
+    block: Block,
+    layers: Sequence[LayerScheme],
+    specs: Sequence[QuantSpec],
+    *,
+    with_added: bool,
 ) -> list[list[Solution]] | None:
     """The solutions of each layer for each weight spec; None without moments."""
     weights = [known_constant(state.problem.index, layer.weight) for layer in layers]
     stacked, owned = _stack_rows([to_rows(weight, layer) for weight, layer in zip(weights, layers, strict=True)])
     shape, bits = weights[0].shape, min(spec.bits for spec in specs)
     del weights
-    solutions = ColumnReader(state, block, layers, shape, bits).solve(stacked, specs)
+    solutions = ColumnReader(state, block, layers, shape, bits).solve(stacked, specs, with_added=with_added)
     return None if solutions is None else [[each.take(own) for each in solutions] for own in owned]
 
 

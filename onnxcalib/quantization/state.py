@@ -20,6 +20,7 @@ from ..graph.index import Index
 from ..graph.integer_ends import give_integers, read_integers
 from ..graph.layer_params import LayerParams
 from ..graph.weight_readers import WeightReaders
+from ..layer_record import LossRecord
 from ..numeric.gram import MomentSum
 from ..numeric.reader_sums import ReaderSums
 from ..runtime.session import Session
@@ -269,7 +270,7 @@ class ReconstructionState:
     or learned. frozen: tensors whose grids must not change any more, because a layer was solved on them. sum_elsewhere:
     gives the sums of the columns of layers that are solved together, where the samples are not stored here. given:
     layer -> the weight that it has, as another graph of the model has it too. others: the first layer that has a weight
-    -> the moments of those that have it later.
+    -> the moments of those that have it later. losses: of the layers that were solved.
     """
 
     problem: Problem
@@ -280,6 +281,7 @@ class ReconstructionState:
     sum_elsewhere: Callable[[Sequence[LayerScheme]], Sums] | None = None
     given: Mapping[str, LayerParams] = field(default_factory=dict)
     others: Mapping[str, ReaderMoments] = field(default_factory=dict)
+    losses: dict[str, LossRecord] = field(default_factory=dict)
 
     def take_first(self, layers: Sequence[LayerScheme]) -> None:
         """Give layers the weights that the first readers of these have by now."""

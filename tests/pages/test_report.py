@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from onnxcalib.bitplan import BitPlan, Frontier, Point, SetRecord, Totals
-from onnxcalib.layer_record import HistogramRecord, LayerRecord, PlaceRecord
+from onnxcalib.layer_record import HistogramRecord, LayerRecord, LossRecord, PlaceRecord
 from onnxcalib.pages.flow import COLUMNS, draw_flow
 from onnxcalib.pages.page import draw_plan, draw_report
 from onnxcalib.report import (
@@ -57,7 +57,10 @@ FRONTIER = Frontier(
 )
 REPORT = Report(
     settings={"effort": "balanced"},
-    blocks=(BlockRecord("stem", ("stem",), "reconstructed", None, 0.5, 0.125, 1.5), BlockRecord(ODD, (ODD,), "solved")),
+    blocks=(
+        BlockRecord("stem", ("stem",), "reconstructed", None, 0.5, 0.125, 1.5, (LossRecord("stem", 0.01, -0.002),)),
+        BlockRecord(ODD, (ODD,), "solved"),
+    ),
     steps=(
         StageRecord("reconstruct", "done", (OUTPUT,)),
         StageRecord("biases", "rolled back", (OUTPUT,), "no nearer"),
@@ -114,8 +117,8 @@ def test_all_that_a_report_has_is_on_its_page():
         assert text in page.text
     rows = [row for table in page.tables for row in table]
     assert ["y", "expected", "90.00", "–", "29.00", "–", "–", "–"] in rows
-    assert ["stem", "Conv", "W8A8", "34.5", "60 bytes", "24.0%", "25.0%", "integers"] in rows
-    assert [ODD, "Conv", "W4A8", "4.5", "–", "–", "75.0%", "–"] in rows
+    assert ["stem", "Conv", "W8A8", "34.5", "1%", "-0.2%", "60 bytes", "24.0%", "25.0%", "integers"] in rows
+    assert [ODD, "Conv", "W4A8", "4.5", "–", "–", "–", "–", "75.0%", "–"] in rows
     assert ["biases", "rolled back", "y", "97.50", "31.25", "no nearer"] in rows
     assert ["stem", "reconstructed", "5.00e-01", "1.25e-01", "0.250", "1.5"] in rows
     assert ["loop", "Loop", "12 bytes", "it would run slower"] in rows

@@ -114,6 +114,10 @@ def test_a_residual_net_is_reconstructed_block_after_block(residual, draw, state
             assert record.reason == "the loss on held-out samples did not fall"
     assert set(state.layers) == {"stem", "inner", "outer", "tail", "head"}
     assert measure(state, data) < most
+    losses = {loss.layer: loss for record in records for loss in record.losses}
+    assert losses == state.losses and losses.keys() == state.layers.keys()
+    assert all(loss.solved <= loss.rounded < 0.01 for loss in losses.values())
+    assert losses["outer"].solved < 0.5 * losses["outer"].rounded
     assert state.stored.store.names() == []
 
 
