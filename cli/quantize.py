@@ -41,7 +41,7 @@ def quantize(
     verbose: Verbose = False,
     options: Options,
 ) -> None:
-    """Write MODEL with 8-bit or 4-bit layers, as QuantizeLinear/DequantizeLinear pairs that onnxruntime fuses.
+    """Write MODEL with layers of 8, 4, 3 or 2 bits, as QuantizeLinear/DequantizeLinear pairs that onnxruntime fuses.
 
     Example: onnxcalib quantize model.onnx --calib images/ --weight-bits 4 -o small.onnx
     """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Write the report into the pull request's comment: its own one of an earlier run, where there is one, else a new one.
+# Write the report into the pull request's comment: the one that this step wrote in an earlier run, else a new one.
 #
 # REPORTS             the folder with report.md
 # STATUS              the exit status of run.sh; empty where it did not run, and the folder has an earlier step's report
@@ -30,8 +30,12 @@ fi
 
 comments=repos/$GITHUB_REPOSITORY/issues/$PULL_REQUEST/comments
 write() {
-  local earlier
-  earlier=$(gh api --paginate "$comments" --jq ".[] | select(.body | startswith(\"$mark\")) | .id") || return
+  local earlier login own='.user.type == "Bot"' # the token of a job cannot ask who it is
+  if login=$(gh api user --jq .login 2>/dev/null) && [[ -n $login ]]; then
+    own=".user.login == \"$login\""
+  fi
+  # Not what somebody else has written, however it begins.
+  earlier=$(gh api --paginate "$comments" --jq ".[] | select($own and (.body | startswith(\"$mark\"))) | .id") || return
   earlier=${earlier%%$'\n'*}
   if [[ -n $earlier ]]; then
     gh api --method PATCH "repos/$GITHUB_REPOSITORY/issues/comments/$earlier" --field body=@"$body" --silent

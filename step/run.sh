@@ -35,8 +35,8 @@ for each in float=FLOAT_MODEL quantized=QUANTIZED_MODEL data=DATA; do
   fi
 done
 if [[ -n ${CALIBRATION:-} ]]; then
-  "$onnxcalib" quantize "$FLOAT_MODEL" --calib "$CALIBRATION" -o "$QUANTIZED_MODEL" --html "$REPORTS/quantize.html" "${config[@]}"
+  "$onnxcalib" quantize --calib "$CALIBRATION" -o "$QUANTIZED_MODEL" --html "$REPORTS/quantize.html" "${config[@]}" -- "$FLOAT_MODEL"
 fi
-"$onnxcalib" validate "$FLOAT_MODEL" "$QUANTIZED_MODEL" --data "$DATA" ${LABELS:+--labels "$LABELS"} "${config[@]}" \
+"$onnxcalib" validate --data "$DATA" ${LABELS:+--labels "$LABELS"} "${config[@]}" \
   --junit "$REPORTS/report.xml" --markdown "$REPORTS/report.md" --html "$REPORTS/report.html" \
-  --json "$REPORTS/report.json"
+  --json "$REPORTS/report.json" -- "$FLOAT_MODEL" "$QUANTIZED_MODEL"

@@ -77,7 +77,7 @@ def evaluate(expression: str, values: Mapping[str, str]) -> Any:
         return found[0] if found[0].startswith("'") else repr(values.get(found[0], ""))
 
     text = NAME.sub(look_up, expression).replace("always()", "True").replace("&&", " and ").replace("||", " or ")
-    return eval(text, {"__builtins__": {}})
+    return eval(text, {"__builtins__": {}, "format": str.format})
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:

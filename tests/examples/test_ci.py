@@ -48,6 +48,7 @@ fi
 # In place of GitHub's command: comments are files.
 GH = """#!/bin/bash
 echo "$*" >>{log}
+if [[ $2 == user ]]; then echo "${{LOGIN:-}}"; exit {status}; fi
 if [[ $* == *--paginate* ]]; then
   if [[ -e {comment} ]]; then echo 7; fi
   exit {status}
@@ -169,21 +170,24 @@ def test_the_component_runs_the_same_commands_and_ends_with_their_status(place, 
     assert [line.rpartition("constraints.txt ")[2] for line in pip] == ["--index-url file:///wheels torch", source]
     assert version == "--version"
     page = f"{reports}/quantize.html"
-    words = [*QUANTIZE, "-o", inputs["quantized"], "--html", page, "--config", "onnxcalib.toml"]
-    assert quantize == " ".join(words)
+    options = ["-o", inputs["quantized"], "--html", page, "--config", "onnxcalib.toml"]
+    assert quantize == " ".join(["quantize", *QUANTIZE[2:], *options, "--", "float.onnx"])
     assert validate == (
-        f"validate float.onnx {inputs['quantized']} --data samples/ --labels labels.csv --config onnxcalib.toml"
+        "validate --data samples/ --labels labels.csv --config onnxcalib.toml"
         f" --junit {reports}/report.xml --markdown {reports}/report.md --html {reports}/report.html"
-        f" --json {reports}/report.json"
+        f" --json {reports}/report.json -- float.onnx {inputs['quantized']}"
     )
 
 
 def test_the_component_clones_onnxcalib_where_it_is_no_folder_of_the_repository(place, tmp_path):
-    job = read_component({"float": "f", "quantized": "q", "data": "d", "repository": "file:///nowhere"})
+    given = {"float": "f", "quantized": "q", "data": "d"}
+    job = read_component({**given, "repository": "file:///nowhere", "version": "v1"})
     place.write_stub("git", f'#!/bin/bash\necho "git $*" >>{place.log}\n')
     assert run_component(job, place.folder, inherit_path(place.stubs)).status == 127  # the stub clones nothing
-    assert place.read_log() == ["git clone --quiet --depth 1 --branch main file:///nowhere tools/onnxcalib"]
-    job = read_component({"float": "f", "quantized": "q", "data": "d"})
+    assert place.read_log() == ["git clone --quiet --depth 1 --branch v1 file:///nowhere tools/onnxcalib"]
+    done = run_component(read_component({**given, "repository": "file:///nowhere"}), place.folder, inherit_path())
+    assert done.status != 0 and "not in this repository; a tag to clone is needed, as version" in done.text
+    job = read_component({**given, "version": "v1"})
     done = run_component(job, place.folder, inherit_path(place.stubs))
     assert done.status != 0 and "tools/onnxcalib is not in this repository, and no other is given" in done.text
 
@@ -234,6 +238,8 @@ def test_where_nothing_is_judged_an_earlier_comment_says_so_and_none_is_added(co
     done = commenting(report, STATUS=status)
     assert done.status == 0 and " --method PATCH repos/us/models/issues/comments/7 " in done.outputs["log"]
     assert "PASSED" not in done.outputs["comment"] and "nothing was judged" in done.outputs["comment"]
+    assert 'select(.user.type == "Bot" and (.body | startswith(' in done.outputs["log"]
+    assert 'select(.user.login == "ann" and (.body ' in commenting(report, STATUS=status, LOGIN="ann").outputs["log"]
 
 
 def test_a_run_that_judges_nothing_leaves_no_report_of_an_earlier_one(place):
@@ -248,7 +254,8 @@ def test_a_run_that_judges_nothing_leaves_no_report_of_an_earlier_one(place):
 
 
 def test_an_input_that_is_missing_is_named_and_is_wrong_usage(place):
-    done = place.run_action(data="")
+    done = place.run_action(data="", artifact="4 bits")
+    assert done.used["actions/upload-artifact@v4"]["path"] == "4 bits-reports"
     assert (done.status, done.outputs) == (2, {"status": "2"}) and "error: found no data; it is needed" in done.text
     assert [line for line in place.read_log() if line.startswith(("quantize", "validate"))] == []
 

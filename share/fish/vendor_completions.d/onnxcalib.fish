@@ -1,5 +1,5 @@
 # fish completion for onnxcalib, made by share/generate.py
-complete --command onnxcalib --condition __fish_use_subcommand --no-files --arguments quantize -d 'Write MODEL with 8-bit or 4-bit layers, as QuantizeLinear/DequantizeLinear pairs that onnxruntime fuses'
+complete --command onnxcalib --condition __fish_use_subcommand --no-files --arguments quantize -d 'Write MODEL with layers of 8, 4, 3 or 2 bits, as QuantizeLinear/DequantizeLinear pairs that onnxruntime fuses'
 complete --command onnxcalib --condition __fish_use_subcommand --no-files --arguments calibrate -d 'Write the range of each activation of MODEL, to be read, edited and given to quantize --ranges'
 complete --command onnxcalib --condition __fish_use_subcommand --no-files --arguments plan -d 'Choose the bits of every layer of MODEL within a budget, by what each loses and costs, for quantize --plan'
 complete --command onnxcalib --condition __fish_use_subcommand --no-files --arguments validate -d 'Compare QUANTIZED with FLOAT on samples, and exit with 3 where a gate does not hold'
