@@ -22,7 +22,7 @@ def print_plan(plan: BitPlan, output: Path | None, console: Console) -> None:
 
     output: the file that has it; None where that is standard output.
     """
-    print_sets(console, plan)
+    print_sets(console, plan, str(output or "standard output"))
     console.print()
     in_float = [FloatRecord(name, "", why) for name, why in plan.reasons().items()]
     lines = [
@@ -35,15 +35,18 @@ def print_plan(plan: BitPlan, output: Path | None, console: Console) -> None:
     print_lines(console, lines)
 
 
-def print_sets(console: Console, plan: BitPlan) -> None:
-    """Print what each set of layers, or of tensors, loses at each of its candidates, and the bits that were chosen."""
+def print_sets(console: Console, plan: BitPlan, whole: str = "the JSON of --report") -> None:
+    """Print what each set of layers, or of tensors, loses at each of its candidates, and the bits that were chosen.
+
+    whole: what has those of all layers.
+    """
     names = list(dict.fromkeys(name for each in plan.sets for name in each.loss))
     rows = []
     for each in plan.sets:
         losses = [spell_number(each.loss[name], ".2e") if name in each.loss else "" for name in names]
         rows += [(layer, plan.layers[layer], *losses) for layer in each.layers]
         rows += [] if each.layers else [(each.tensors[0], f"A{plan.tensors[each.tensors[0]]}", *losses)]
-    print_table(console, Sheet(("layer", "bits", *(f"loss {name}" for name in names)), (*rows,), keys=2))
+    print_table(console, Sheet(("layer", "bits", *(f"loss {name}" for name in names)), (*rows,), keys=2), whole=whole)
 
 
 def _spell_totals(totals: Totals) -> str:

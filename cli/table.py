@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -11,9 +12,12 @@ from rich.console import Console
 from onnxcalib.errors import escape_controls
 from onnxcalib.validation.sheet import Sheet
 
+from .console import print_lines
+
 GAP = "  "
 LEAST_NAME = 20  # columns of a name; shorter ones would tell little of it
 LEAST_PROSE = 14  # and of sentences, which go on in the next line
+FIRST, LAST = 30, 10  # rows that are shown of longer tables
 
 
 def print_table(
@@ -22,8 +26,11 @@ def print_table(
     *,
     before: bool = False,
     after: bool = False,
+    whole: str = "the JSON that --report or --json writes",
 ) -> None:
     """Print a table within the console's width, with an empty line before or after it; nothing where it has no rows.
+
+    Of a long one the first and the last rows are shown. whole: what has all of them.
 
     Where its columns do not fit beside each other it is printed in several parts, each with the columns that say what a
     row is of. Names in the first column are shortened in the middle; columns of prose go on in the next line; no other
@@ -31,11 +38,17 @@ def print_table(
     """
     if not sheet.rows:
         return
-    for number, (header, *lines) in enumerate(lay_out(sheet, console.width, find_mark(console))):
+    mark, more = find_mark(console), len(sheet.rows) - FIRST - LAST
+    if more > 1:
+        told = (f"{mark} {more:,} more", *[""] * (len(sheet.headers) - 1))
+        sheet = replace(sheet, rows=(*sheet.rows[:FIRST], told, *sheet.rows[-LAST:]))
+    for number, (header, *lines) in enumerate(lay_out(sheet, console.width, mark)):
         if number or before:
             console.print()
         console.print(header, style="bold", soft_wrap=True)
         console.print("\n".join(lines), soft_wrap=True)
+    if more > 1:
+        print_lines(console, [f"all {more + FIRST + LAST:,} rows are in {whole}"])
     if after:
         console.print()
 

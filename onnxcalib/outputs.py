@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,11 +25,13 @@ def claim_outputs(
     ModelError for a model that is no file.
     """
     files = [*models, *(path for path in read if path is not None)]
+    targets = [path for path in outputs.values() if path is not None]
     for model in models:
         check_file(model, ModelError, give="an ONNX file is needed; check the path")
-        with suppress(ModelError):  # the job tells what is wrong with a model
-            files += stored_files(model)
+        # External data are files that are there; a large model takes a while to be read for them.
+        if any(map(os.path.lexists, targets)):
+            with suppress(ModelError):  # the job tells what is wrong with a model
+                files += stored_files(model)
     check_outputs(outputs, files)
-    targets = [path for path in outputs.values() if path is not None]
     removed = sweep(*(path.parent for path in targets))
     return removed + [file for path in targets for file in remove_stale_data(path)]

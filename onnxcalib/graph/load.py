@@ -68,11 +68,15 @@ def load_model(source: Path | ModelProto) -> ModelProto:
     return model
 
 
-def accept_model(model: ModelProto, where: str) -> None:
-    """Refuse what ``load_model`` refuses of a model that is in memory, and make constants dense; mutates the model."""
+def accept_model(model: ModelProto, where: str, *, checked: bool = False) -> None:
+    """Refuse what ``load_model`` refuses of a model that is in memory, and make constants dense; mutates the model.
+
+    checked: ``check_tensors`` has been called.
+    """
     model.ClearField("training_info")
     _refuse_out_of_range(model, where)
-    check_tensors(model, where)
+    if not checked:
+        check_tensors(model, where)
     make_dense(model)
     check_structure(model, where)
     _refuse_broken(model, where)

@@ -45,12 +45,10 @@ def list_tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
         yield from (part for sparse in graph.sparse_initializer for part in _split(sparse, f"tensor {_name(sparse)}"))
     for node in list_nodes(model):
         for attribute in node.attribute:
-            where = _spell_attribute(node, attribute)
-            yield from (
-                (where, tensor) for tensor in ((attribute.t,) if attribute.HasField("t") else attribute.tensors)
-            )
+            for tensor in (attribute.t,) if attribute.HasField("t") else attribute.tensors:
+                yield _spell_attribute(node, attribute), tensor
             if attribute.HasField("sparse_tensor"):
-                yield from _split(attribute.sparse_tensor, where)
+                yield from _split(attribute.sparse_tensor, _spell_attribute(node, attribute))
 
 
 def _split(sparse: SparseTensorProto, where: str) -> Iterator[tuple[str, TensorProto]]:

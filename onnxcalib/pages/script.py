@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
-
-import platformdirs
 
 from ..errors import ConfigError, OutputError
 from ..files.writing import write_file
@@ -34,6 +31,10 @@ def load_script() -> str | None:
     """
     if importlib.util.find_spec("vl_convert") is None:
         return None
+    from importlib.metadata import version  # not before, as every command starts with this module
+
+    import platformdirs
+
     path = platformdirs.user_cache_path("onnxcalib") / f"vega-lite-{version('vl-convert-python')}.js"
     kept = _read(path)
     if kept is not None:

@@ -44,6 +44,16 @@ def test_names_that_would_look_alike_are_folded_instead():
     assert "".join(line.split("  ")[0].strip() for line in lines) == "".join(name for name, _ in rows)
 
 
+def test_of_a_long_table_the_first_and_the_last_rows_are_shown(capsys):
+    rows = tuple((f"layer{i}", "W8A8", "1.00e-02") for i in range(500))
+    print_table(open_console(), Sheet(("layer", "bits", "loss W8A8"), rows, keys=2), whole="plan.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 30 + 1 + 10 + 1 and lines[30].startswith("layer29 ") and lines[32].startswith("layer490 ")
+    assert lines[31].strip() in ("… 460 more", "... 460 more") and lines[-1] == "all 500 rows are in plan.json"
+    print_table(open_console(), Sheet(("layer",), tuple(row[:1] for row in rows[:41])))
+    assert len(capsys.readouterr().out.splitlines()) == 42
+
+
 def test_prose_goes_on_in_the_next_line_and_control_characters_are_visible():
     sheet = Sheet(("node", "reason"), (("a\x1b[2J", "nothing in front of it is quantized by this rule"),), prose=(1,))
     ((head, *lines),) = lay_out(sheet, 30)
