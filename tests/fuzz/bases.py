@@ -109,6 +109,8 @@ BASES: Mapping[str, Base] = {
     "latencies": Base(
         ("mlp.onnx", "mlp.npy", "latencies.csv"), (*_PLAN, "--max-latency", "1s", "--latencies", "latencies.csv")
     ),
+    "inspect": Base(("mlp.q.onnx",), ("inspect", "mlp.q.onnx", "--json", "out.json")),
+    "inspect float": Base(("external.onnx", "external.bin"), ("inspect", "external.onnx", "--json", "out.json")),
     "validate": _validate("mlp", "mlp.npy"),
     **{f"validate {name}": _validate("cnn", "images", name) for name in LABEL_FILES},
 }

@@ -121,6 +121,7 @@ OUTPUT_OF = {
     "calibrate": ("--output",),
     "plan": ("--output",),
     "validate": ("--json", "--junit", "--markdown"),
+    "inspect": ("--json", "--html"),
 }
 PLACES = (
     "",
