@@ -23,7 +23,7 @@ def print_contents(contents: Contents, console: Console) -> None:
     print_lines(console, _describe_file(contents))
     print_table(console, _tabulate_operators(contents), before=True)
     print_table(console, _tabulate_types(contents), before=True)
-    print_table(console, _tabulate_ports(contents), before=True)
+    print_table(console, _tabulate_ports(contents), before=True, whole="the JSON that --json writes")
     if contents.quantized:
         print_table(console, _tabulate_layers(contents.quantized), before=True)
         print_lines(console, ["", *_describe_kernels(contents)])
@@ -38,7 +38,7 @@ def print_contents(contents: Contents, console: Console) -> None:
 
 
 def _describe_file(contents: Contents) -> list[str]:
-    opsets = ", ".join(f"{domain or 'ONNX'} {version}" for domain, version in contents.opsets.items())
+    opsets = ", ".join(f"{domain or 'ONNX'} {version}" for domain, version in contents.opsets.items()) or "none"
     beside = f", {spell_bytes(contents.external_bytes)} of them beside it" if contents.external_bytes else ""
     by = f", made by {contents.producer}" if contents.producer else ""
     lines = [
@@ -100,7 +100,7 @@ def spell_grid(grid: GridRecord | None) -> str:
     bits = f" ({grid.bits} bits)" if grid.bits is not None and not grid.type.endswith(str(grid.bits)) else ""
     kind = {True: " symmetric", False: " asymmetric", None: ""}[grid.symmetric]
     scales = {"run": "scale found in each run", "tensor": "one scale"}.get(grid.scales, f"a scale each {grid.scales}")
-    return f"{grid.type}{bits}{kind}, {scales}"
+    return f"{grid.type.rpartition('.')[2]}{bits}{kind}, {scales}"  # the form has another tool's domain
 
 
 def _describe_kernels(contents: Contents) -> list[str]:
@@ -126,7 +126,7 @@ def _describe_metadata(contents: Contents) -> list[str]:
     lines = []
     if contents.version is not None:
         counts = Counter(contents.bits.values()).most_common()
-        told = ", ".join(f"{count} layers {bits}" for bits, count in counts)
+        told = ", ".join(f"{spell_count(count, 'layer')} {bits}" for bits, count in counts)
         lines.append(f"made by onnxcalib {contents.version}{f': {told}' if told else ''}")
     others = {key: value for key, value in contents.metadata.items() if not key.startswith("onnxcalib.")}
     lines += [f"metadata {key}: {_shorten(value)}" for key, value in list(others.items())[:MOST_ENTRIES]]
@@ -142,7 +142,8 @@ def _shorten(text: str) -> str:
 def _print_outlook(console: Console, outlook: OutlookRecord) -> None:
     kinds = ", ".join(f"{count:,} {op}" for op, count in Counter(outlook.layers.values()).most_common())
     assumed = ", ".join(f"{name} = {size}" for name, size in outlook.assumed.items())
-    lines = ["", f"quantize would take {len(outlook.layers):,} layers ({kinds or 'none'}) in {outlook.blocks:,} blocks"]
+    taken = f"{spell_count(len(outlook.layers), 'layer')} ({kinds or 'none'})"
+    lines = ["", f"quantize would take {taken} in {spell_count(outlook.blocks, 'block')}"]
     lines += describe_in_float(outlook.in_float, file="record that --json writes")
     lines += [f"{each.what}: {each.reason}" for each in outlook.left_out]
     lines += ["only samples tell:", *(f"  {text}" for text in outlook.undecided)]
@@ -170,6 +171,11 @@ def spell_seconds(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def spell_count(count: int, what: str) -> str:
+    """``1 layer``, ``2 layers``."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def spell_bytes(count: int) -> str:

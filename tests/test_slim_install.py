@@ -104,4 +104,4 @@ print("status", main(["inspect", "f.onnx"]))
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert found.stdout.rstrip().endswith("status 0"), found.stdout + found.stderr
-    assert "quantize would take 1 layers (1 MatMul)" in found.stdout
+    assert "quantize would take 1 layer (1 MatMul)" in found.stdout

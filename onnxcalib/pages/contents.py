@@ -31,8 +31,10 @@ def _conclude(data: Data) -> str:
     if data["refused"] is not None:
         return f"quantize and validate refuse it: {data['refused']}"
     if not data["quantized"]:
-        taken = data["outlook"] and len(data["outlook"]["layers"])
-        found = f"quantize would take {taken:,} layers" if taken is not None else f"quantize: {data['no_outlook']}"
+        found = f"quantize: {data['no_outlook']}"
+        if data["outlook"]:
+            taken = len(data["outlook"]["layers"])
+            found = f"quantize would take {taken:,} layer{'s' * (taken != 1)}"
         return f"a float model; {found}"
     runs = Counter(each["runs"] for each in data["quantized"])
     told = f"{runs['integers']:,} of {len(data['quantized']):,} quantized layers run on integers here"

@@ -28,7 +28,7 @@ def test_the_screen_tells_layers_kernels_and_metadata(quantized, capsys):
     assert main(["inspect", str(quantized)]) == 0
     printed = capsys.readouterr().out
     assert "32 parameters, 4 nodes" in printed and "int8 symmetric, one scale" in printed
-    assert "in onnxruntime here: 1 on integers" in printed and "made by onnxcalib 9.9: 1 layers W8A8" in printed
+    assert "in onnxruntime here: 1 on integers" in printed and "made by onnxcalib 9.9: 1 layer W8A8" in printed
     assert "metadata by: somebody" in printed
 
 
@@ -37,7 +37,7 @@ def test_a_float_model_has_an_outlook_and_the_record_is_written(build, draw, tmp
     onnx.save(model, tmp_path / "model.onnx")
     assert main(["inspect", str(tmp_path / "model.onnx"), "--json", str(tmp_path / "record.json")]) == 0
     printed = capsys.readouterr().out
-    assert "quantize would take 1 layers (1 Conv) in 1 blocks" in printed and "a folder of images" in printed
+    assert "quantize would take 1 layer (1 Conv) in 1 block\n" in printed and "a folder of images" in printed
     assert "W4A4" in printed and "one sample takes" in printed
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["parameters"] == 108 and record["outlook"]["layers"] == {"c": "Conv"}
@@ -54,7 +54,7 @@ def test_a_page_has_the_layers_and_the_outlook_and_loads_nothing(quantized, buil
         assert main(["inspect", str(path), "--html", str(tmp_path / "page.html"), "--quiet"]) == 0
         pages.append((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "1 of 1 quantized layers run on integers here" in pages[0] and "int8 symmetric, one scale" in pages[0]
-    assert "a float model; quantize would take 1 layers" in pages[1] and "&lt;b&gt;&amp;" in pages[1]
+    assert "a float model; quantize would take 1 layer" in pages[1] and "&lt;b&gt;&amp;" in pages[1]
     assert not any("http:" in page or "https:" in page for page in pages) and max(map(len, pages)) < 200_000
 
 

@@ -58,6 +58,9 @@ def test_prose_goes_on_in_the_next_line_and_control_characters_are_visible():
     sheet = Sheet(("node", "reason"), (("a\x1b[2J", "nothing in front of it is quantized by this rule"),), prose=(1,))
     ((head, *lines),) = lay_out(sheet, 30)
     assert head.split() == ["node", "reason"] and len(lines) > 1 and lines[0].startswith("a\\x1b[2J  nothing")
+    rows = (("a", "com.amd.quark.QuantizeLinear", "com.amd.quark.QuantizeLinear, with more", "8"),)
+    parts = lay_out(Sheet(("node", "weight", "input", "bits"), rows, prose=(1, 2)), 60)
+    assert len(parts) == 2 and all(len(line) <= 60 for part in parts for line in part)
 
 
 def test_a_file_has_lines_of_one_width_without_control_characters(capsys, monkeypatch):
