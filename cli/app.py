@@ -74,7 +74,7 @@ def show_help(
         ),
     ] = False,
 ) -> None:
-    """Quantize trained ONNX models to 8 and 4 bits with a small, unlabelled calibration set."""
+    """Quantize trained ONNX models to 8, 4, 3 or 2 bits with a small, unlabelled calibration set."""
     if context.invoked_subcommand is None:
         print(context.get_help())
         print_error("no command found; quantize, calibrate, plan, validate, inspect or targets is needed; see the help")

@@ -20,12 +20,13 @@ def _name(name: str, title: str) -> dict[str, Any]:
 
 def _tell(name: str, sort: Any = "ascending") -> dict[str, Any]:
     """The colours of kinds, with a legend above the plot."""
-    return _field(name, None, "nominal", scale={"range": list(KINDS)}, legend={"orient": "top"}, sort=sort)
+    legend = {"orient": "top", "labelLimit": 0}
+    return _field(name, None, "nominal", scale={"range": list(KINDS)}, legend=legend, sort=sort)
 
 
-PLACES = _field(
-    "place", "layer", axis={"grid": False, "tickMinStep": 1, "format": "d"}, scale={"nice": False, "zero": False}
-)
+# Of few layers there are ticks between them too, which have no number.
+NUMBERS = {"grid": False, "ticks": False, "labelExpr": "datum.value % 1 ? '' : datum.value"}
+PLACES = _field("place", "layer", axis=NUMBERS, scale={"nice": False, "zero": False})
 PATH: Spec = {
     "height": 220,
     "encoding": {
@@ -85,7 +86,7 @@ FRONTIER: Spec = {
     "encoding": {
         "x": _field("size", "file, share of the float model", scale={"zero": False}, axis={"format": ".2f"}),
         "y": _field("loss", "predicted loss", scale={"type": "log"}, axis={"format": ".0e", "tickCount": 3}),
-        "color": _tell("kind", ["planned", "one candidate everywhere", "this plan"]),
+        "color": _tell("kind", ["planned", "uniform bits", "this plan"]),
         "tooltip": [
             _name("kind", "what"),
             _name("name", "which"),
@@ -97,7 +98,7 @@ FRONTIER: Spec = {
         {"transform": [{"filter": "datum.kind === 'planned'"}], "mark": {"type": "line", "strokeWidth": 1.5}},
         {"mark": {"type": "point", "filled": True, "size": 45, "opacity": 1}},
         {
-            "transform": [{"filter": "datum.kind === 'one candidate everywhere'"}],
+            "transform": [{"filter": "datum.kind === 'uniform bits'"}],
             "mark": {"type": "text", "align": "left", "dx": 7, "dy": -5, "fontSize": 11},
             "encoding": {"text": {"field": "name"}, "color": {"value": "--quiet"}},
         },

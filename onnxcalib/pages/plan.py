@@ -162,7 +162,7 @@ def draw_frontier(frontier: Data, plan: Data | None) -> Section:
         return {"size": point["bytes"] / whole, "loss": point["loss"], "kind": kind, "name": name}
 
     points = [place(each, "planned", f"{each['bytes']:,} bytes") for each in frontier["points"]]
-    points += [place(each, "one candidate everywhere", name) for name, each in frontier["uniform"].items()]
+    points += [place(each, "uniform bits", name) for name, each in frontier["uniform"].items()]
     if plan is not None:
         totals = {"bytes": plan["totals"]["bytes"], "loss": plan["totals"]["predicted_loss"]}
         points.append(place(totals, "this plan", f"{totals['bytes']:,} bytes"))
@@ -172,7 +172,7 @@ def draw_frontier(frontier: Data, plan: Data | None) -> Section:
         for name, point in (*(("planned", each) for each in frontier["points"]), *frontier["uniform"].items())
     ]
     headers = ("choice", "bytes", "of float", "bit operations", "predicted loss")
-    table = make_table("The least loss of every size, and one candidate everywhere", headers, rows, numbers=4)
+    table = make_table("The least loss of every size, and uniform bits", headers, rows, numbers=4)
     chart = Chart(
         "frontier", "frontier", drawn, "Predicted loss by the size of the file, as a share of the float model"
     )
