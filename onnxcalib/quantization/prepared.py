@@ -34,6 +34,7 @@ from .masked_scores import MaskedScores, find_masked
 from .outline import Outline, take_own, with_bits
 from .padding_mask import PaddingMask
 from .placed_bodies import BITS_KEY
+from .rotatable import ROTATION_KEY
 from .rotation import Rotation
 from .run import Run
 from .shifts import hold_shifts, hold_weights
@@ -43,7 +44,7 @@ from .smoothing import Smoothing
 # hardly depends on it.
 SETTINGS_BYTES = 256
 # In the metadata of a file: what was chosen.
-SMOOTHING_KEY, ROTATION_KEY = "onnxcalib.smoothing", "onnxcalib.rotation"
+SMOOTHING_KEY = "onnxcalib.smoothing"
 # Settings that are not written into the file: they name things of this machine, or entries of their own replace them.
 _NOT_WRITTEN: dict[str, bool | set[str]] = {
     **dict.fromkeys(
@@ -200,11 +201,12 @@ class Prepared(Outline):
         settings = self.run.given.model_copy(update=chosen).model_dump_json(exclude=_NOT_WRITTEN)
         by_channel = any(layer.weight_spec.axis is not None for layer in scheme.layers)
         evened = len(self.evened) if by_channel else 0
+        rotated = None if self.rotation is None else self.rotation.told
         entries = {
             VERSION_KEY: VERSION,
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
             **({} if self.smoothing is None or not self.smoothing.muls else {SMOOTHING_KEY: str(self.smoothing.name)}),
-            **({ROTATION_KEY: str(self.rotation.count)} if self.rotation is not None and self.rotation.count else {}),
+            **({} if rotated is None else {ROTATION_KEY: rotated}),
             **({EVENED_KEY: str(evened)} if evened else {}),
             BITS_KEY: json.dumps({k.name: str(k.bits) for k in scheme.stored}),
         }

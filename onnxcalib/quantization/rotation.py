@@ -10,6 +10,7 @@ measured, each side with the smoothing that leaves it most.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,16 +21,14 @@ from onnx import ModelProto
 
 from ..config import FULL_BITS
 from ..graph.edit import copy_model
-from ..graph.heads import Heads, find_heads
 from ..graph.index import Index, has_bodies, is_op
 from ..graph.norm_sums import NORMS
-from ..graph.passes.rotate import BLOCK, find_rotatable, rotate_heads, rotate_input, rotate_stream
+from ..graph.passes.rotate import BLOCK, find_rotatable, rotate_input
 from ..graph.passes.smooth import find_products, find_smoothable
-from ..graph.residual_stream import Shape, Stream, find_streams
-from ..numeric.rotation import turn, turn_keeping_ones
+from ..numeric.rotation import turn
 from ..numeric.smooth import smoothing_factors
-from ..runtime.session import Session, is_float
 from ..spec import QuantScheme
+from .rotatable import MOST_CHANGE, Rotatable, measure_change
 from .shared_weights import Factors
 from .smoothing import MOST_WEIGHTS, Smoothing, Trial, smooth_inputs
 from .tensor_shapes import measure_shapes
@@ -44,25 +43,33 @@ LEAST_GAIN_DB, LEAST_MIXED_DB = 0.5, 1.0
 # a ViT-S at W4A4, -0.5 leaves 17.4 dB in the mean, 0 15.6.)
 EXPONENT = -0.5
 MIXES = "it mixes the channels of what a layer of few bits reads"  # why such a MatMul is in float
-# The largest change of an output in float32, in units of its largest value.
-MOST_CHANGE = 1e-4
-SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
 class Rotation:
     """What was found, and whether it was done.
 
-    streams, heads: how many can be rotated. decibels: "off", "on" without another operator, and "mixed" -> the least
-    SQNR of an output, each with its best smoothing. smoothing: that of the rotated model; None where the model is not
-    rotated. mixed: activation -> the factors (channels,) in front of a MatMul that mixes its channels.
+    sizes: of the matrices that constants can take, as ``Rotatable`` has them. decibels: "off", "on" without another
+    operator, and "mixed" -> the least SQNR of an output, each with its best smoothing. smoothing: that of the rotated
+    model; None where the model is not rotated. mixed: activation -> the factors (channels,) in front of a MatMul that
+    mixes its channels. left_out: why something was not tried, or not done.
     """
 
-    streams: int
-    heads: int
+    sizes: dict[str, tuple[int, ...]]
     decibels: dict[str, float]
     smoothing: Smoothing | None = None
     mixed: dict[str, np.ndarray] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def streams(self) -> int:
+        """How many residual streams can be rotated."""
+        return len(self.sizes["streams"])
+
+    @property
+    def heads(self) -> int:
+        """The values of how many attentions can be rotated."""
+        return len(self.sizes["heads"])
 
     @property
     def count(self) -> int:
@@ -75,6 +82,11 @@ class Rotation:
         what = f"{self.streams} residual streams and the values of {self.heads} attentions"
         what += f", {len(self.mixed)} inputs of layers by a MatMul" if self.mixed else ""
         return f"rotation: {what if self.count else 'none'}; dB of the worst output by rounding around them: {told}"
+
+    @property
+    def told(self) -> str | None:
+        """What the file's metadata have of it; None where nothing is rotated."""
+        return json.dumps({**self.sizes, "mixed": len(self.mixed)}) if self.count else None
 
     def record(self) -> dict[str, Any]:
         """What the report has of it."""
@@ -101,23 +113,27 @@ def mix_channels(
 def _rotate(prepared: Prepared, scheme: QuantScheme, *, planned: bool) -> tuple[Rotation | None, Prepared]:
     """Rotate what can be, where the outputs gain by it; changes the model, and so its scheme.
 
-    None where nothing can be rotated, for targets whose devices may round otherwise, with layers of 8 bits alone or
-    grids that the file does not hold, in models with bodies, and where the settings say so. planned: bits are those of
-    a plan, or are to be; nothing is tried then either.
+    None where nothing can be rotated or is to be, see ``_is_wanted`` and ``_refuse``. planned: bits are those of a
+    plan, or are to be; nothing is tried then either.
     """
     run, model = prepared.run, prepared.model
-    if planned or not _may_rotate(prepared, scheme):
+    if not _is_wanted(prepared, scheme):
+        return None, prepared
+    if reason := _refuse(prepared, scheme, planned=planned):
+        run.leave_out(ROTATION, reason)
         return None, prepared
     feeds = prepared.samples.read(prepared.samples.split(1)[0])
-    found = _Found.of(model, measure_shapes(model, feeds, run.threads))
+    found = Rotatable.of(model, measure_shapes(model, feeds, run.threads))
     for norm, why in found.refused.items():
-        run.leave_out("rotation", f"of the sums that {norm} reads: {why}")
+        run.leave_out(ROTATION, f"of the sums that {norm} reads: {why}")
     if named := sorted(found.tensors & prepared.config.tensors.keys()):
-        run.leave_out("rotation", f"{named[0]} has bits in the settings, and would have another name")
+        run.leave_out(ROTATION, f"{named[0]} has bits in the settings, and would have another name")
         return None, prepared
     chosen = run.checkpoints.find(ROTATION, Rotation) or _choose(prepared, scheme, found, feeds)
     if chosen is None:
         return None, prepared
+    for reason in chosen.left_out:
+        run.leave_out(ROTATION, reason)
     if chosen.count:
         found.rotate(model)
         prepared = prepared.leave(_mix(replace(prepared, scheme=prepared.make_scheme()), found, chosen.mixed))
@@ -125,54 +141,38 @@ def _rotate(prepared: Prepared, scheme: QuantScheme, *, planned: bool) -> tuple[
     return chosen, prepared
 
 
-def _may_rotate(prepared: Prepared, scheme: QuantScheme) -> bool:
-    """Whether the settings let anything be rotated, and layers have few bits on grids of the file."""
-    run, config, model = prepared.run, prepared.config, prepared.model
-    layers = [layer for layer in scheme.layers if layer.on_grid]
-    if config.rotation == "off" or not run.target.is_onnxruntime or config.wide or not layers:
-        return False
-    bits = min(min(layer.weight_spec.bits, layer.activation_spec.bits) for layer in layers)
-    dynamic = any(layer.dynamic for layer in scheme.layers)
-    own = not run.place and not any(map(has_bodies, model.graph.node))
-    normed = any(is_op(node, *NORMS) for node in model.graph.node)
-    return own and normed and not dynamic and bits < FULL_BITS and sum(_sizes(model)) <= MOST_WEIGHTS
+def _is_wanted(prepared: Prepared, scheme: QuantScheme) -> bool:
+    """Whether the settings let anything be rotated, and layers of few bits read activations behind norms."""
+    few = [
+        layer
+        for layer in scheme.layers
+        if not layer.reads_float and min(layer.weight_spec.bits, layer.activation_spec.bits) < FULL_BITS
+    ]
+    normed = any(is_op(node, *NORMS) for node in prepared.model.graph.node)
+    return prepared.config.rotation != "off" and normed and bool(few)
+
+
+def _refuse(prepared: Prepared, scheme: QuantScheme, *, planned: bool) -> str | None:
+    """Why nothing is tried although layers have few bits; None where it is."""
+    run, model = prepared.run, prepared.model
+    weights = sum(_sizes(model))
+    for found, reason in (
+        (planned, "bits are planned by what layers lose without it; give the bits, and none are planned"),
+        (not run.target.is_onnxruntime, "devices of the target may round otherwise than what it is chosen by"),
+        (any(layer.dynamic for layer in scheme.layers), "each row of the activations has a range of its own"),
+        (run.place or any(map(has_bodies, model.graph.node)), "the model has bodies of If, Loop or Scan"),
+        (weights > MOST_WEIGHTS, f"the model has {weights:,} weights, and {MOST_WEIGHTS:,} are tried at most"),
+    ):
+        if found:
+            return reason
+    return None
 
 
 def _sizes(model: ModelProto) -> list[int]:
     return [math.prod(tensor.dims) for tensor in model.graph.initializer]
 
 
-class _Found(NamedTuple):
-    """All that constants can rotate in a model. refused: norm -> why the stream that it reads cannot be.
-
-    ranks: of all tensors.
-    """
-
-    streams: list[Stream]
-    heads: list[Heads]
-    refused: dict[str, str]
-    ranks: dict[str, int]
-
-    @classmethod
-    def of(cls, model: ModelProto, shapes: Mapping[str, Shape]) -> _Found:
-        index = Index(model.graph)
-        streams, refused = find_streams(index, shapes)
-        return cls(streams, find_heads(index, shapes), refused, {name: len(shape) for name, shape in shapes.items()})
-
-    @property
-    def tensors(self) -> frozenset[str]:
-        """The activations that are others then."""
-        return frozenset().union(*(each.tensors for each in self.streams), *(each.tensors for each in self.heads))
-
-    def rotate(self, model: ModelProto) -> None:
-        """Rotate all of them; mutates ``model``."""
-        for number, heads in enumerate(self.heads):
-            rotate_heads(model, heads, turn(heads.size, number))
-        for number, stream in enumerate(self.streams):
-            rotate_stream(model, stream, turn_keeping_ones(stream.width, number))
-
-
-def _choose(prepared: Prepared, scheme: QuantScheme, found: _Found, feeds: Mapping[str, Any]) -> Rotation | None:
+def _choose(prepared: Prepared, scheme: QuantScheme, found: Rotatable, feeds: Mapping[str, Any]) -> Rotation | None:
     """Try the model as it is, rotated, and with mixed inputs too, each with its best smoothing; None: there is nothing.
 
     Where the outputs change in float32, the model is left as it is.
@@ -183,10 +183,12 @@ def _choose(prepared: Prepared, scheme: QuantScheme, found: _Found, feeds: Mappi
     inputs = find_rotatable(turned.model, turned.scheme, found.streams, prepared.config.encoding)
     if prepared.config.rotation == "folded":
         inputs = []
-    for each in [each for each in inputs if each.tensor in prepared.config.tensors]:
-        prepared.run.leave_out("rotation", f"{each.tensor} has bits in the settings, and would have another name")
-        inputs.remove(each)
+    named = [each for each in inputs if each.tensor in prepared.config.tensors]
+    left_out = tuple(f"{each.tensor} has bits in the settings, and would have another name" for each in named)
+    inputs = [each for each in inputs if each not in named]
     if not found.streams and not found.heads and not inputs:
+        for reason in left_out:
+            prepared.run.leave_out(ROTATION, reason)
         return None
     off = _smooth(prepared, scheme)
     ways = {"off": off.smoothing}
@@ -196,12 +198,12 @@ def _choose(prepared: Prepared, scheme: QuantScheme, found: _Found, feeds: Mappi
         mixed = replace(turned, model=copy_model(turned.model))
         turned = mixed.leave(_mix(mixed, found, factors))
         ways["mixed"] = _smooth(turned, turned.make_widest_scheme()).smoothing
-    change = _measure_change(prepared.model, turned.model, feeds, prepared.run.threads)
+    change = measure_change(prepared.model, turned.model, feeds, prepared.run.threads)
     decibels = {name: each.decibels.get(each.name or "off", -np.inf) for name, each in ways.items()}
-    rotation = Rotation(len(found.streams), len(found.heads), decibels)
+    rotation = Rotation(found.sizes, decibels, left_out=left_out)
     if not change <= MOST_CHANGE:
-        prepared.run.leave_out("rotation", f"it changes outputs by {change:.1e} of their largest value in float")
-        return rotation
+        why = f"it changes outputs by {change:.1e} of their largest value in float"
+        return replace(rotation, left_out=(*left_out, why))
     if decibels.get("mixed", -np.inf) > max(decibels["off"], decibels["on"]) + LEAST_MIXED_DB:
         return replace(rotation, smoothing=ways["mixed"], mixed=factors)
     gains = decibels["on"] > decibels["off"] + LEAST_GAIN_DB
@@ -214,7 +216,7 @@ def _even(peaks: np.ndarray) -> np.ndarray:
     return found
 
 
-def _mix(prepared: Prepared, found: _Found, factors: Mapping[str, np.ndarray]) -> dict[str, str]:
+def _mix(prepared: Prepared, found: Rotatable, factors: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Mix these activations; changes the model. Returns the MatMuls that do, and why they are in float."""
     model, names = prepared.model, list[str]()
     inputs = find_rotatable(model, prepared.scheme, found.streams, prepared.config.encoding) if factors else []
@@ -248,14 +250,3 @@ def _smooth(prepared: Prepared, scheme: QuantScheme) -> _Smoothed:
     chosen = trial.choose()
     own = {tensor: each for tensor, each in chosen.factors.items() if tensor in taken}
     return _Smoothed(replace(chosen, factors=own), trial.peaks)
-
-
-def _measure_change(model: ModelProto, turned: ModelProto, feeds: Mapping[str, Any], threads: int) -> float:
-    """The largest change of an output in units of its largest value; NaN where one has values that are not finite."""
-    before, after = (Session(each, threads=threads).run(feeds) for each in (model, turned))
-    changes = [
-        float(np.abs(after[name] - value).max(initial=0) / max(np.abs(value).max(initial=0), SMALLEST))
-        for name, value in before.items()
-        if is_float(value)
-    ]
-    return max(changes, default=0.0)

@@ -10,8 +10,8 @@ layers it is chosen worse: rare large tokens decide.
 Where each row of the activations has a range of its own, the factors of the best exponent are fitted to what rounding
 costs these layers, which is a smooth function of them, and kept where the outputs gain by that too.
 
-Weights are rounded to nearest, or solved where their rounding is what costs most: rounded to nearest, they would lose
-more than they do in the end, and smoothing, which moves range into them or out of them, would be misjudged.
+Weights are rounded to nearest, or solved where their rounding costs most and layers are reconstructed: rounded to
+nearest, they would lose more than in the end, and smoothing, which moves range into or out of them, would be misjudged.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class Trial:
         self.values: dict[str, np.ndarray] = {}
         self.batches: list[_Batch] = []
         self.unscaled: dict[str, dict[str, np.ndarray]] = {}
-        self.solves = False
+        self.reconstructs, self.solves = prepared.config.does("reconstruct"), False
         self.few_bits = any(layer.weight_spec.bits < FULL_BITS for each in found for layer in each.layers)
 
     def choose(self) -> Smoothing:
@@ -225,7 +225,7 @@ class Trial:
         blocks = {each.tensor: each.block for each in self.found if each.block is not None}
         session = Session(add_factors(self.model, readers, dynamic, blocks), threads=self.threads)
         plain = self._plain_factors()
-        self.solves = self._loses_more_to_weights(plain)
+        self.solves = self.reconstructs and self._loses_more_to_weights(plain)
         off = self._measure(session, plain)
         if self.fixed.keys() >= self.peaks.keys():
             return Smoothing(None, {}, {"off": off})

@@ -17,12 +17,13 @@ from ..graph.inspect.quantized_layers import FLOAT_BITS, QuantizedLayer
 from ..graph.passes.equalize import EVENED_KEY
 from ..graph.passes.normalise import tidy
 from ..quantization.output_parts import Parts
+from ..quantization.rotatable import rotate_alike
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
 from .bodies import pair_bodies
 from .pair import name_float_nodes, pair_layers
 from .reasons import find_reasons
-from .smoothed import scale_evened, write_smoothed
+from .smoothed import scale_evened, write_mixed, write_smoothed
 from .survey import SAMPLES, Measured, Survey
 
 # The layers that limit the outputs are the worst ones that make up this share of all layers' losses, WORST at most.
@@ -52,6 +53,10 @@ def explain(
     settings, notes = _read_settings(quantized), _read_notes(quantized)
     with ExitStack() as stack:
         survey = _Surveys(settings, stack, threads)
+        try:
+            original = rotate_alike(original, quantized, settings, samples, threads)
+        except ModelError as error:
+            notes = (*notes, f"layers that read rotated channels are not judged: {error}")
         survey.measure(original, quantized, samples, parts=parts)
         if survey.faults:
             why = "some layers are ranked by the SQNR of their own output, as the graph behind them cannot be run alone"
@@ -95,6 +100,7 @@ class _Surveys:
         if any(entry.key == EVENED_KEY for entry in quantized.metadata_props):
             scale_evened(original, quantized, samples, SAMPLES, threads)
         write_smoothed(original, quantized, samples, SAMPLES, threads)
+        write_mixed(original, quantized)
         pairs, unmatched = pair_layers(original, quantized, names)
         self.unmatched += [path + line for line in unmatched]
         layers = [Measured(pair) for pair in pairs]

@@ -1,6 +1,7 @@
-"""Let a float model have the tensors that were given factors, under their names in the quantized model.
+"""Let a float model have the tensors that were given factors, or mixed, under their names in the quantized model.
 
-No file tells the factors that a norm or a layer took. They are the ratio of both models' channels on some samples.
+No file tells the factors that a norm or a layer took. They are the ratio of both models' channels on some samples. What
+mixes channels is in the file.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from onnx import ModelProto, NodeProto, helper
 
 from ..data import CalibrationSet
 from ..graph.edit import add_constant, refill, reroute
-from ..graph.index import Index
+from ..graph.index import Index, is_op, known_constant
 from ..graph.layers import find_layers
 from ..graph.passes.equalize import find_junctions, scale_junction
+from ..graph.passes.rotate import ROTATED
 from ..graph.passes.smooth import SMOOTHED
 from ..quantization.batches import batch_size
 from ..runtime.session import Session
 
 NAME = re.compile(rf"(.+)_{SMOOTHED}(?:_\d+)?")
+MIXED = re.compile(rf".+_{ROTATED}(?:_\d+)?")
+# By constants they make what a layer reads; the others put it on grids in between.
+MIXERS, ROUNDERS = ("Mul", "Reshape", "MatMul"), ("QuantizeLinear", "Clip", "DequantizeLinear")
 
 
 def write_smoothed(
@@ -46,6 +51,29 @@ def write_smoothed(
         ]
     nodes = [(node, *(each for t in node.output for each in behind.get(t, ()))) for node in original.graph.node]
     refill(original.graph.node, [each for group in nodes for each in group])
+
+
+def write_mixed(original: ModelProto, quantized: ModelProto) -> None:
+    """Write the mixed channels that layers of the quantized model read into ``original``, by the nodes that mix them.
+
+    No node of ``original`` reads them, and none is rounded.
+    """
+    index, taken = Index(quantized.graph), {t for node in original.graph.node for t in node.output}
+    for name in [t for node in quantized.graph.node for t in node.output if MIXED.fullmatch(t)]:
+        mixers, at = list[NodeProto](), name
+        while at not in taken and (node := index.producer.get(at)) is not None and is_op(node, *MIXERS, *ROUNDERS):
+            mixers += [node] if is_op(node, *MIXERS) else []
+            at = node.input[0]
+        constants = {t for node in mixers for t in node.input[1:]}
+        if at not in taken or not mixers or not index.initializers.keys() >= constants:
+            continue
+        for node in reversed(mixers):
+            values = [known_constant(index, t) for t in node.input[1:]]
+            given = [add_constant(original.graph, f"{node.output[0]}_by_{i}", each) for i, each in enumerate(values)]
+            made = helper.make_node(node.op_type, [at, *given], [*node.output], name=node.name)
+            original.graph.node.append(made)
+            at = node.output[0]
+            taken.add(at)
 
 
 def scale_evened(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, most: int, threads: int) -> None:
