@@ -8,7 +8,8 @@ Read the files in this order.
 - Layers: ``gram`` has the moments that a layer's error depends on, by ``products``, ``reader_sums`` those of several
   layers of one weight, ``prior`` their optimum, and ``output_metric`` what errors do to the model's outputs;
   ``integer_search``, ``descent`` and ``solve`` find integers near the optimum, from the grids of ``row_grids`` on,
-  ``added_errors`` tells what these add to the layer's error,
+  with as much of that metric as ``metric_choice`` finds to help, ``added_errors`` tells what these add to the layer's
+  error,
   ``solve_blocks`` those of blocks of inputs with scales and zero points of their own, which ``scale_blocks`` fits,
   ``equalize`` evens channels that share a scale, ``smooth`` those of activations, and ``rotation``
   mixes these.

@@ -78,6 +78,11 @@ class Solution:
         """Integers (G, C, K) less their zero points, without scale blocks."""
         return self.integers if self.zero is None else self.integers - self.zero[..., None]
 
+    @property
+    def weights(self) -> torch.Tensor:
+        """The weights (G, C, K) that the integers stand for, without scale blocks."""
+        return self.levels * self.scale[..., None]
+
     def cpu(self) -> Solution:
         """The same in the memory that NumPy reads."""
         zero = None if self.zero is None else self.zero.cpu()

@@ -86,16 +86,22 @@ class ColumnChoice:
         self.generator.manual_seed(self.seed + number * SEEDS_APART)
         real = self._mask_rows(number, shape)
         by_sample = shape[0] == self.stored.sizes[number]
-        total = self.stored.count(by_sample=by_sample)
         for rows in self._spans(shape):
             if real is not None and not real[rows.start : rows.stop].any():
                 continue
             indices = first + np.array(rows) if by_sample else np.full(len(rows), number)
-            # Views of a sample are held out with it.
-            held = indices % total % PRIOR_HOLDOUT == PRIOR_HOLDOUT - 1
+            held = self.find_held_out(indices, by_sample=by_sample)
             chosen = choose_positions(shape[2:], self._positions_wanted(), self.generator) if self.is_conv else None
             order = np.array(rows)[held.argsort(kind="stable")]
             yield Chunk(order, int(held.sum()), None if real is None else real[order], chosen)
+
+    def find_held_out(self, indices: np.ndarray, *, by_sample: bool = True) -> np.ndarray:
+        """Mask of the samples of these indices in the calibration set, or of batches, that are held out.
+
+        Views of a sample are held out with it.
+        """
+        found: np.ndarray = indices % self.stored.count(by_sample=by_sample) % PRIOR_HOLDOUT == PRIOR_HOLDOUT - 1
+        return found
 
     def find_window(self, sizes: tuple[int, ...]) -> Convolution:
         """The window of a convolution whose input has these sides."""

@@ -25,6 +25,7 @@ from ..numeric.gram import (
     output_sizes,
     project,
 )
+from ..numeric.metric_choice import choose_trust
 from ..numeric.output_metric import OutputMetric
 from ..numeric.prior import Prior, choose_prior
 from ..numeric.products import UINT8_SHIFT, shift_to_int8
@@ -118,11 +119,16 @@ class ColumnReader:
             return None
         joined = join_groups if self.layer.op == "ConvTranspose" else lambda each: each
         prior, moments, others = Prior(), measured[0], self.state.others.get(self.layer.name)
+        columns = sum(each.columns for each in measured)
+        mean = torch.stack([each.input_mean * (each.columns / columns) for each in measured]).sum(0)
+        metrics, trust = self._measure_output_metrics(mean), 1.0
         for held_out in measured[1:]:
             both = (moments, held_out)
             if others is not None:
                 both = self._pool(moments, others[0], rows), self._pool(held_out, others[1], rows)
             prior = choose_prior(joined(both[0]), joined(both[1]), rows)
+            if metrics is not None:
+                trust = choose_trust(metrics, both[0], rows, min(specs, key=lambda spec: spec.bits), prior)
             moments = moments.pooled(held_out)
             del held_out, both
         for each in others or ():
@@ -130,7 +136,8 @@ class ColumnReader:
         del measured  # large Gram matrices are most of the memory that solving takes
         if moments.gram.nbytes > RELEASED_BYTES:
             release()
-        metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width
+        metric = None if metrics is None or not trust else replace(metrics[0].pooled(metrics[1]), trust=trust)
+        width = self.problem.config.search_width
         summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
         whole = joined(moments)
         solve = partial(solve_layer, prior=prior, output_metric=metric, summing=summing, with_added=with_added)
@@ -139,8 +146,7 @@ class ColumnReader:
             bias = self._read_bias().to(self.problem.device)
             solved = [replace(each, bias=each.bias + bias) for each in solved]
         if whole is not moments:
-            weights = (each.levels * each.scale[..., None] for each in solved)
-            biases = [bias_of_groups(moments, own) for own in weights]
+            biases = [bias_of_groups(moments, each.weights) for each in solved]
             solved = [replace(each, bias=bias) for each, bias in zip(solved, biases, strict=True)]
         return [each.cpu() for each in solved]
 
@@ -164,33 +170,36 @@ class ColumnReader:
         bias = moments.means_of_targets(rows) - (quantized @ moments.input_mean[..., None]).squeeze(-1)
         return (bias + self._read_bias().to(bias) if self.target.of_input else bias).cpu()
 
-    def _measure_output_metric(self, mean: torch.Tensor) -> OutputMetric | None:
+    def _measure_output_metrics(self, mean: torch.Tensor) -> tuple[OutputMetric, OutputMetric] | None:
         """How an error of the layer's weight changes the model's outputs, from the layer's probes.
 
-        mean: of the layer's input, (1, K). The probes are dropped from the store. None without probes, or where they
-        do not belong to the samples of the stored batches.
+        Of the samples that are fitted, and of those held out. mean: of the layer's input, (1, K). The probes are
+        dropped from the store. None without probes, or where they do not belong to the samples of the stored batches.
         """
         name = PROBE + self.layer.output
         if name not in self.stored.store:
             return None
-        total, columns = torch.zeros((), dtype=torch.float64, device=mean.device), 0
+        grams, counts = [mean.new_zeros(1, *mean.shape[1:] * 2) for _ in range(2)], [0, 0]
         for number in range(len(self.stored.sizes)):
             inputs = self._round_whole(np.atleast_2d(self.prefix.run(number)[self.layer.input]))
             probes = self.stored.store.batch(name, number)
             window = self.choice.find_window(inputs.shape[2:]) if self.is_conv else None
             if probes.shape[::2] != self._count_positions(inputs, window):  # rows that only look like samples
-                columns = 0
+                counts = [0, 0]
                 break
-            for start in range(0, len(inputs), PROJECTED_SAMPLES):
-                chunk, own = (
-                    self._move(torch.from_numpy(x[start : start + PROJECTED_SAMPLES])) for x in (inputs, probes)
-                )
-                own = own.float()
-                sums = project(self._read_input(chunk), own, window) - mean.float().T * own.sum(2).flatten()
-                total = total + (sums @ sums.T).double()
-                columns += sums.shape[1]
+            held_out = self.choice.find_held_out(sum(self.stored.sizes[:number]) + np.arange(len(inputs)))
+            for part, rows in enumerate((~held_out, held_out)):
+                chosen = np.flatnonzero(rows)
+                for start in range(0, len(chosen), PROJECTED_SAMPLES):
+                    at = chosen[start : start + PROJECTED_SAMPLES]
+                    chunk, own = (self._move(torch.from_numpy(x[at])) for x in (inputs, probes))
+                    own = own.float()
+                    sums = project(self._read_input(chunk), own, window) - mean.float().T * own.sum(2).flatten()
+                    grams[part] += sums @ sums.T
+                    counts[part] += sums.shape[1]
         self.stored.store.drop(name)
-        return OutputMetric(total[None], columns) if columns else None
+        fitted, held = (OutputMetric(gram, count) for gram, count in zip(grams, counts, strict=True))
+        return (fitted, held) if any(counts) else None
 
     def _read_bias(self) -> torch.Tensor:
         """The float bias (1, C) of all layers, which are products; float64."""

@@ -55,7 +55,9 @@ def test_what_only_an_average_passes_on_is_seen_as_the_average(pooled, draw, sta
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4, size=8)
     assert probe(state, data) == (1, None)
     reader = first_reader(state)
-    seen = reader._measure_output_metric(torch.zeros(1, 36))
+    seen, held_out = reader._measure_output_metrics(torch.zeros(1, 36, dtype=torch.float64))
+    assert (seen.columns, held_out.columns) == (15 * 2 * SIGNS, 5 * 2 * SIGNS)  # one sample in four
+    seen = seen.pooled(held_out)
     columns = (
         unfold(torch.from_numpy(data), reader.choice.find_window((5, 5)), torch.arange(25), reader._read_input)[0]
         .reshape(36, 25, 20)
@@ -108,8 +110,8 @@ def test_tokens_are_output_positions(build, weigh, draw, state_of):
     data = draw(10, 7, 4)
     state = state_of(build(TOKENS, w=weigh(4, 6)), data, weight_bits=4, first_last_bits=4)
     assert probe(state, data) == (1, None)
-    seen = first_reader(state)._measure_output_metric(torch.zeros(1, 4))
-    assert seen.gram.shape == (1, 4, 4) and seen.columns == 10 * 2 * SIGNS
+    seen, held_out = first_reader(state)._measure_output_metrics(torch.zeros(1, 4, dtype=torch.float64))
+    assert seen.gram.shape == (1, 4, 4) and seen.columns + held_out.columns == 10 * 2 * SIGNS
 
 
 def test_a_model_that_torch_cannot_take_has_none_and_says_why(build, weigh, draw, state_of):
@@ -160,9 +162,8 @@ def test_rows_that_are_no_samples_are_not_seen(pooled, draw, state_of):
     data = draw(8, 4, 5, 5)
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4, size=8)
     state.stored.store.append(PROBE + "a", np.ones((8, 16, 24), np.float16))
-    assert (
-        first_reader(state)._measure_output_metric(torch.zeros(1, 36)) is None and PROBE + "a" not in state.stored.store
-    )
+    assert first_reader(state)._measure_output_metrics(torch.zeros(1, 36)) is None
+    assert PROBE + "a" not in state.stored.store
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("no such kernel\nsecond line"), ValueError("bad sample")])
