@@ -74,7 +74,9 @@ def _run(
     from . import planned as screens
     from .progress import ProgressObserver
 
-    with ProgressObserver(quiet=quiet) as observer:
+    # Weights alone are measured twice, and a frontier beside a plan goes through all of it again.
+    last = "" if settings.planned_alone or (planned and frontier) else "plan"
+    with ProgressObserver(quiet=quiet, last=last) as observer:
         found = pipeline.plan(model, calib, settings, observer=observer) if planned else None
         traced = pipeline.frontier(model, calib, settings, observer=observer) if frontier else None
     contents: dict[Path, str | bytes] = {}

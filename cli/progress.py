@@ -28,14 +28,14 @@ class ProgressObserver(Observer):
     """Tells notes, warnings and progress, or with ``quiet`` warnings alone, until the end of its ``with``.
 
     expected: stages of the run -> how long each takes, as of ``expect_stages``; without it the time that is left is
-    told of the current stage alone. A stage is named once it has something to tell.
+    told of the current stage alone, but for the ``last`` one. A stage is named once it has something to tell.
     """
 
-    def __init__(self, *, quiet: bool = False, expected: Mapping[str, float] | None = None) -> None:
+    def __init__(self, *, quiet: bool = False, expected: Mapping[str, float] | None = None, last: str = "") -> None:
         self._console = PlainConsole(stderr=True)
         self._console.width = min(self._console.width, WIDEST)
         self._quiet = quiet
-        self._remaining = Remaining(expected or {})
+        self._remaining = Remaining(expected or {}, last)
         self._stage, self._kind, self._what = "", "", ""  # kind: what is counted, such as blocks; what: the last one
         self._done = self._total = 0
         self._named = False

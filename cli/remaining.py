@@ -32,10 +32,14 @@ def expect_stages(config: QuantizeConfig) -> dict[str, float]:
 
 
 class Remaining:
-    """Hears the stages of a run, and says how many seconds it still takes. expected: as of ``expect_stages``."""
+    """Hears the stages of a run, and says how many seconds it still takes.
 
-    def __init__(self, expected: Mapping[str, float]) -> None:
-        self._expected = expected
+    expected: as of ``expect_stages``. last: the stage with which the run is as good as over; what is known of the whole
+    of it is known of the run.
+    """
+
+    def __init__(self, expected: Mapping[str, float], last: str = "") -> None:
+        self._expected, self._last_stage = expected, last
         self._stage, self._unit = "", 0.0
         self._begun = self._counted = self._last = time.monotonic()
         self._share = self._first = self._next = 0.0
@@ -75,6 +79,8 @@ class Remaining:
     def run_left(self) -> float | None:
         """Seconds that the run still takes; None while that is not known, as before calibration is on its way."""
         counted, spent = self.counted_left(), time.monotonic() - self._begun
+        if self._stage == self._last_stage and self._whole:
+            return counted
         unit = spent + counted if self._stage == UNIT and counted is not None else self._unit
         if not unit or self._stage not in self._expected:
             return None

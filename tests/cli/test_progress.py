@@ -161,6 +161,19 @@ def test_stages_that_are_known_give_the_time_of_the_run(clock):
     assert observer.spell_left() == "about 10 s left"
 
 
+def test_what_is_left_of_the_last_stage_is_left_of_the_run(clock):
+    observer = ProgressObserver(last="plan")
+    observer.stage("plan")
+    observer.progress(1, 4)
+    clock[0] += 4
+    observer.progress(2, 4)
+    assert observer.spell_left() == "about 8 s of this stage left"  # of one of its passes
+    observer.blocks(4)
+    clock[0] += 12
+    observer.planned("deep")
+    assert observer.spell_left() == "about 36 s left"
+
+
 def test_what_an_earlier_run_did_is_not_taken_for_speed(clock):
     observer = ProgressObserver(expected={"calibrate": 1.0, "reconstruct": 5.0})
     observer.stage("calibrate")  # from a checkpoint: no pass is told
