@@ -13,6 +13,7 @@ from onnxcalib.validation.sheet import Sheet
 
 from .console import print_lines
 from .reasons import describe_in_float, describe_unfused
+from .remaining import spell_seconds
 from .table import print_table
 
 MOST_OPERATORS, MOST_ENTRIES, MOST_TEXT = 12, 6, 60  # rows, entries of metadata, and characters of one
@@ -164,13 +165,6 @@ def _print_outlook(console: Console, outlook: OutlookRecord) -> None:
     )
     heads = ("quantize here, about", "samples", "time", "float passes", "memory")
     print_table(console, Sheet(heads, rows, keys=2), before=True)
-
-
-def spell_seconds(seconds: float) -> str:
-    """``40 s``, ``3 min`` or ``2.5 h``, as an estimate deserves."""
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def spell_count(count: int, what: str) -> str:

@@ -15,7 +15,7 @@ from onnxcalib.errors import escape_controls
 from onnxcalib.report import BlockRecord, Observer
 
 from .console import WIDEST, PlainConsole, print_lines
-from .remaining import Remaining
+from .remaining import Remaining, spell_seconds
 from .table import find_mark, shorten
 
 BAR, LEAST_TEXT = 10, 8  # columns of the bar, and of what is told beside it
@@ -161,13 +161,6 @@ class _Left(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(self._observer.spell_left())
-
-
-def spell_seconds(seconds: float) -> str:
-    """Seconds, minutes or hours, as exact as an estimate is."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def describe_block(record: BlockRecord) -> str:
