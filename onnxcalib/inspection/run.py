@@ -19,7 +19,7 @@ from ..graph.inspect.layer_forms import LayerForm, StoredGrid, find_forms
 from ..graph.load import accept_model, check_tensors, parse_file, take_data
 from ..graph.ops import PACKED_WEIGHTS
 from ..graph.passes.normalise import name_nodes
-from ..graph.tensors import list_tensors
+from ..graph.tensors import check_declared, list_tensors
 from ..graph.values import count_bytes
 from ..quantization.placed_bodies import BITS_KEY
 from ..spec import VERSION_KEY
@@ -38,6 +38,7 @@ def inspect(model: str | Path) -> Contents:
     external, files = Counter[int](), dict[Path, int]()
     for _, tensor in list_tensors(found):
         if uses_external_data(tensor):
+            check_declared(tensor, f"{path}: tensor {tensor.name}")
             file, size = find_data(tensor, path)
             external[tensor.data_type] += count_bytes(tensor)
             files[file] = size

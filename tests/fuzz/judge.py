@@ -85,8 +85,8 @@ def _judge_meaning(case: Case, outcome: Outcome) -> dict[str, str]:
     if "-o" in command and not {*case.options} & {"--help", "--version"}:
         if not outcome.appeared and not outcome.changed:
             return {"no meaning": "wrote nothing"}
-    if outcome.status == 0 and (match := _NOT_A_NUMBER.search(outcome.stdout)):
-        return {
-            "no meaning": f"printed {match[0]} in {outcome.stdout[max(match.start() - 60, 0) : match.end() + 20]!r}"
-        }
+    # What inspect says of quantize may tell that a weight is none.
+    shown = "\n".join(line for line in outcome.stdout.splitlines() if not line.startswith("quantize "))
+    if outcome.status == 0 and (match := _NOT_A_NUMBER.search(shown)):
+        return {"no meaning": f"printed {match[0]} in {shown[max(match.start() - 60, 0) : match.end() + 20]!r}"}
     return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -100,7 +101,7 @@ class GriddedGraph:
     """The grids of a graph in the order of its nodes.
 
     model: whose graph or body it is. outer: of the graph around a body, which gives it constants and tensors on grids.
-    within: prefix of the names. Raises ModelError for a node without a scale.
+    within: prefix of the names. Raises ModelError for a node without a scale, or with one that is text or nothing.
     """
 
     def __init__(
@@ -161,6 +162,14 @@ class GriddedGraph:
                 f"node {self.spell(node)}: found {len(node.input)} inputs and {len(node.output)} outputs; a tensor and"
                 " its scale, and one output, are needed; quantize the float model again"
             )
+        for name in node.input[1:3]:
+            tensor = self.index.initializers.get(name)
+            if tensor is not None and (tensor.data_type == TensorProto.STRING or not math.prod(tensor.dims)):
+                raise ModelError(
+                    f"node {self.spell(node)}: its scale or zero point {name} is"
+                    f" {spell_type(tensor.data_type)} of dimensions {list(tensor.dims)}; numbers are needed; quantize"
+                    " the float model again"
+                )
         index, quantizes = self.index, node.op_type == QUANTIZE
         origin, passed_by = (node.input[0], ()) if quantizes else self._trace(node.input[0])
         source = index.producer.get(origin)

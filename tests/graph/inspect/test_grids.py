@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import helper, load
+from onnx import TensorProto, helper, load
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 from onnxcalib.errors import ModelError
@@ -76,6 +76,21 @@ def test_a_node_without_a_scale_is_refused(layer):
     with pytest.raises(
         ModelError, match=r"node in_q \(QuantizeLinear\): found 1 inputs and 1 outputs; a tensor and its"
     ):
+        read_graphs(layer)
+
+
+@pytest.mark.parametrize(
+    ("number", "tensor", "what"),
+    [
+        (1, helper.make_tensor("odd", TensorProto.STRING, [1], [b"x"]), r"string of dimensions \[1\]"),
+        (2, helper.make_tensor("odd", TensorProto.UINT8, [0], []), r"uint8 of dimensions \[0\]"),
+    ],
+)
+def test_a_scale_and_a_zero_point_that_are_no_numbers_are_refused(layer, number, tensor, what):
+    layer.graph.initializer.append(tensor)
+    layer.graph.node[0].input[number] = "odd"
+    found = rf"node in_q \(QuantizeLinear\): its scale or zero point odd is {what}; numbers are needed"
+    with pytest.raises(ModelError, match=found):
         read_graphs(layer)
 
 
