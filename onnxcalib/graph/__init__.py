@@ -20,8 +20,8 @@ Read the files in this order.
   and ``units`` say what integers cost, ``twins`` measures what rounding does to each layer, and ``float_weights`` lists
   what is left.
 - ``residuals`` and ``blocks`` partition the graph, ``tokens`` follows the axes of sequences, ``mask_values`` what masks
-  hide, and ``parts`` the axes of outputs that a Concat joins. ``residual_stream`` and ``heads`` find channels of
-  transformers that may be rotated. ``steps`` finds operators whose output jumps, and cuts
+  hide, and ``parts`` the axes of outputs that a Concat joins. ``channel_norms``, ``residual_stream`` and ``heads``
+  find channels of transformers that may be rotated. ``steps`` finds operators whose output jumps, and cuts
   off what lies behind them. ``emit`` writes the QDQ model, with ``new_nodes``, ``layer_params``, ``weight_nodes``,
   ``stored_once``, ``tables``, ``gates``, ``dynamic``, ``scaled_weights``, ``recurrent`` and ``dynamic_lstm``, or in
   part as onnxruntime's own operators, which ``packed`` describes and ``packed_layers`` writes. In the model of

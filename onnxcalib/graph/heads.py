@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from onnx import NodeProto
 
+from .channel_norms import Operand
 from .index import Index, attribute_of, constant, is_op
 from .ops import SHAPE_READERS
-from .residual_stream import RESHAPES, Operand, Shape
+from .residual_stream import RESHAPES, Shape
 
 MOVERS = (*RESHAPES, "Transpose", "Identity", "Slice", "Split", "Gather")
 UNBOUNDED = np.iinfo(np.int64).max

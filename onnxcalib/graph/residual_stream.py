@@ -11,13 +11,13 @@ Every tensor is followed with the axis of its channels. Where a node is not unde
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
+from .channel_norms import ChannelNorm, Operand
 from .index import Index, attribute_of, constant, is_op
-from .norm_sums import NORMS
 from .ops import SHAPE_READERS
 
 Shape = tuple[int, ...]
@@ -26,14 +26,6 @@ RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 REDUCTIONS = ("ReduceMean", "ReduceSum")
 # Operators that move whole channels, by operands behind the first that are no values, and along axes of their own.
 ALONG = ("Slice", "Split", "Gather", *REDUCTIONS)
-
-
-class Operand(NamedTuple):
-    """A constant that a node reads as the input of this number, and the axis along which its channels lie."""
-
-    node: str
-    number: int
-    axis: int
 
 
 class Writer(NamedTuple):
@@ -51,9 +43,9 @@ class Reader(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A norm on the stream, by name, and all that reads what it gives."""
+    """A norm on the stream, and all that reads what it gives."""
 
-    node: str
+    made: ChannelNorm
     readers: tuple[Reader, ...]
 
 
@@ -71,29 +63,35 @@ class _Refusal(Exception):
     """Why a stream cannot be rotated."""
 
 
-def find_streams(index: Index, shapes: Mapping[str, Shape]) -> tuple[list[Stream], dict[str, str]]:
+def find_streams(
+    index: Index, shapes: Mapping[str, Shape], norms: Iterable[ChannelNorm]
+) -> tuple[list[Stream], dict[str, str]]:
     """All residual streams of a graph, and of the others the first norm that reads them, with the reason.
 
-    shapes: those of all tensors in a run.
+    shapes: those of all tensors in a run. norms: see ``find_channel_norms``.
     """
     streams, refused, seen = list[Stream](), dict[str, str](), set[str]()
-    for node in index.nodes.values():
-        if not is_op(node, *NORMS) or node.input[0] in seen:
+    parts = {name: norm for norm in norms for name in norm.nodes}
+    for norm in dict.fromkeys(parts.values()):
+        if norm.source in seen:
             continue
-        finder = _Finder(index, shapes)
+        finder = _Finder(index, shapes, parts)
         try:
-            streams.append(finder.find(node))
+            streams.append(finder.find(norm))
         except _Refusal as why:
-            refused[node.name] = str(why)
+            refused[norm.node] = str(why)
         seen |= finder.stream.keys()
     return streams, refused
 
 
 class _Finder:
-    """Follows one stream in both directions. stream, normed: activation -> the axis of its channels."""
+    """Follows one stream in both directions. stream, normed: activation -> the axis of its channels.
 
-    def __init__(self, index: Index, shapes: Mapping[str, Shape]) -> None:
-        self.index, self.shapes = index, shapes
+    parts: node -> the norm that it is, or is one of the nodes of.
+    """
+
+    def __init__(self, index: Index, shapes: Mapping[str, Shape], parts: Mapping[str, ChannelNorm]) -> None:
+        self.index, self.shapes, self.parts = index, shapes, parts
         self.stream: dict[str, int] = {}
         self.normed: dict[str, int] = {}
         self.waiting: list[str] = []
@@ -102,11 +100,13 @@ class _Finder:
         self.readers: list[Reader] = []
         self.width = 0
 
-    def find(self, norm: NodeProto) -> Stream:
+    def find(self, norm: ChannelNorm) -> Stream:
         """The stream that a norm reads. Raises _Refusal."""
-        shape = self._shape(norm.input[0])
+        shape = self._shape(norm.source)
         self.width = shape[-1]
-        self._take(norm, 0, len(shape) - 1)
+        if norm.source in self.index.initializers:
+            raise _Refusal("it is a constant")
+        self._add(norm.source, len(shape) - 1)
         while self.waiting:
             tensor = self.waiting.pop()
             if tensor in self.index.outputs:
@@ -117,7 +117,8 @@ class _Finder:
         if not any(self.norms[name].readers for name in self.norms):
             raise _Refusal("no layer reads it")
         self._check_alone()
-        tensors = (*self.stream, *self.normed, *self._list_between())
+        inside = dict.fromkeys(tensor for norm in self.norms.values() for tensor in norm.made.inside)
+        tensors = (*self.stream, *inside, *self.normed, *self._list_between())
         return Stream(self.width, tensors, tuple(self.writers), tuple(self.norms.values()), tuple(self.readers))
 
     def _list_between(self) -> dict[str, None]:
@@ -163,8 +164,8 @@ class _Finder:
         node, axis = self.index.producer.get(tensor), self.stream[tensor]
         if node is None:
             raise _Refusal(f"the model reads {tensor}, which lies on it")
-        if is_op(node, *NORMS):
-            raise _Refusal(f"norm {node.name} writes into it")
+        if node.name in self.parts:
+            raise _Refusal(f"norm {self.parts[node.name].node} writes into it")
         if self._is_sum(node):
             rank = len(self._shape(tensor))
             for number, name in enumerate(node.input):
@@ -242,7 +243,8 @@ class _Finder:
 
     def _moves(self, node: NodeProto) -> bool:
         """Whether a node takes whole channels of its first input to other places, or reduces other axes."""
-        return is_op(node, *RESHAPES, *ALONG, "Transpose", "Identity", "Expand")
+        same = is_op(node, "Cast") and attribute_of(node, "to", 0) == TensorProto.FLOAT  # as exporters put it in front
+        return same or is_op(node, *RESHAPES, *ALONG, "Transpose", "Identity", "Expand")
 
     def _follow(self, node: NodeProto, axis: int) -> int | None:
         """The axis on which channels lie behind a node that ``_moves``; None where it does not keep them whole."""
@@ -254,7 +256,7 @@ class _Finder:
             ahead = math.prod(before[:axis])
             fits = [a for a, size in enumerate(after) if size == self.width and math.prod(after[:a]) == ahead]
             return fits[0] if len(fits) == 1 else None
-        if is_op(node, "Identity", "Expand"):
+        if is_op(node, "Identity", "Cast", "Expand"):
             return axis + len(after) - len(before)
         axes = self._read_axes(node, len(before))
         if axes is None or axis in axes:
@@ -281,8 +283,8 @@ class _Finder:
         axis, rank = self.stream[tensor], len(self._shape(tensor))
         if is_op(node, *SHAPE_READERS):
             return
-        if is_op(node, *NORMS):
-            self._take_norm(node, tensor)
+        if node.name in self.parts:
+            self._take_norm(self.parts[node.name], tensor)
         elif self._is_sum(node):
             self._add(node.output[0], axis - rank + len(self._shape(node.output[0])))
         elif is_op(node, "Concat"):
@@ -302,19 +304,20 @@ class _Finder:
         else:
             raise _Refusal(f"{node.op_type} {node.name} reads it without a norm")
 
-    def _take_norm(self, node: NodeProto, tensor: str) -> None:
-        """Take a norm of the stream's channels, and all that reads it."""
+    def _take_norm(self, norm: ChannelNorm, tensor: str) -> None:
+        """Take a norm of the stream's channels, and all that reads it; once, though several of its nodes may read."""
+        if norm.node in self.norms and norm.source == tensor:
+            return
         rank = len(self._shape(tensor))
-        constants = all(name in self.index.initializers for name in node.input[1:] if name)
-        last = attribute_of(node, "axis", -1) % rank == rank - 1 == self.stream[tensor]
-        if not last or not constants or node.input[0] != tensor or len(node.output) > 1:
-            raise _Refusal(f"norm {node.name} is not one of its channels by constants")
-        readers, waiting = list[Reader](), [(node.output[0], rank - 1)]
+        last = norm.axis % rank == rank - 1 == self.stream[tensor]
+        if not last or not norm.fixed or norm.source != tensor:
+            raise _Refusal(f"norm {norm.node} is not one of its channels by constants")
+        readers, waiting = list[Reader](), [(norm.output, rank - 1)]
         while waiting:
             made, axis = waiting.pop()
             self.normed[made] = axis
             if made in self.index.outputs:
-                raise _Refusal(f"the model gives what norm {node.name} makes of it")
+                raise _Refusal(f"the model gives what norm {norm.node} makes of it")
             for each in self.index.readers(made):
                 if is_op(each, *SHAPE_READERS):
                     continue
@@ -325,8 +328,8 @@ class _Finder:
                 elif reader is not None:
                     readers.append(reader)
                 else:
-                    raise _Refusal(f"{each.op_type} {each.name} reads norm {node.name}")
-        self.norms[node.name] = Norm(node.name, tuple(readers))
+                    raise _Refusal(f"{each.op_type} {each.name} reads norm {norm.node}")
+        self.norms[norm.node] = Norm(norm, tuple(readers))
 
     def _find_reader(self, node: NodeProto, tensor: str, axis: int) -> Reader | None:
         """The weight by which a layer of one group reads a tensor; None for all other nodes."""

@@ -16,6 +16,7 @@ from onnx import ModelProto
 from ..config import QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import ConfigError, ModelError
+from ..graph.channel_norms import find_channel_norms
 from ..graph.edit import copy_model
 from ..graph.heads import Heads, find_heads
 from ..graph.index import Index
@@ -48,7 +49,7 @@ class Rotatable(NamedTuple):
     def of(cls, model: ModelProto, shapes: Mapping[str, Shape]) -> Rotatable:
         """shapes: those of all tensors in a run."""
         index = Index(model.graph)
-        streams, refused = find_streams(index, shapes)
+        streams, refused = find_streams(index, shapes, find_channel_norms(model))
         return cls(streams, find_heads(index, shapes), refused, {name: len(shape) for name, shape in shapes.items()})
 
     @property

@@ -14,10 +14,11 @@ import numpy as np
 from onnx import GraphProto, ModelProto, helper
 
 from ...spec import QuantScheme
+from ..channel_norms import Operand
 from ..edit import add_constant, remove_nodes, rename, reroute, take_name, write_operand
 from ..heads import Heads
 from ..index import Index, known_constant, list_names
-from ..residual_stream import Norm, Operand, Reader, Stream
+from ..residual_stream import Norm, Reader, Stream
 from .smooth import Smoothable, find_smoothable, smooth
 
 # Neighbours that are mixed behind an activation function. (The layer behind has 16.6 dB with 16 at W4A4, in the mean of
@@ -79,7 +80,7 @@ def find_rotatable(
     the matrix would make larger.
     """
     index = Index(model.graph)
-    norms = {norm.node for stream in streams for norm in stream.norms}
+    norms = {norm.made.node for stream in streams for norm in stream.norms}
     return [
         each
         for each in find_smoothable(model, scheme, encoding=encoding)
@@ -144,22 +145,28 @@ def _read_factor(index: Index, name: str) -> np.ndarray:
 
 def _rotate_norm(graph: GraphProto, index: Index, norm: Norm, matrix: np.ndarray) -> None:
     """Move a norm's scale, and its shift where this can be, into its readers, which undo the rotation."""
-    node = index.nodes[norm.node]
-    scale = known_constant(index, node.input[1]).astype(np.float64).reshape(-1)
-    shift = None
-    if len(node.input) > 2 and node.input[2]:
-        shift = known_constant(index, node.input[2]).astype(np.float64).reshape(-1)
+    scale, shift = (
+        None if operand is None else _read_operand(index, operand) for operand in (norm.made.scale, norm.made.shift)
+    )
     moved = shift is not None and bool(shift.any()) and all(reader.bias is not None for reader in norm.readers)
     if moved and shift is not None:
         for reader in norm.readers:
             _add_bias(graph, index, reader, shift)
-    undo = scale[:, None] * matrix
+    undo = matrix if scale is None else scale[:, None] * matrix
     for reader in norm.readers:
         _turn(graph, index, reader.weight, undo)
-    _write(graph, index, Operand(norm.node, 1, 0), np.ones(scale.shape))
-    if shift is not None:
-        kept = np.zeros_like(shift) if moved else np.divide(shift, scale, out=np.zeros_like(shift), where=scale != 0)
-        _write(graph, index, Operand(norm.node, 2, 0), kept @ matrix)
+    if norm.made.scale is not None and scale is not None:
+        ones = np.ones(index.initializers[index.nodes[norm.made.scale.node].input[norm.made.scale.number]].dims)
+        _write(graph, index, norm.made.scale, ones)
+        if norm.made.shift is not None and shift is not None:
+            kept = shift / np.where(scale == 0, np.inf, scale) if not moved else np.zeros_like(shift)
+            _write(graph, index, norm.made.shift, kept @ matrix)
+
+
+def _read_operand(index: Index, operand: Operand) -> np.ndarray:
+    """A constant of channels, (channels,)."""
+    name = index.nodes[operand.node].input[operand.number]
+    return known_constant(index, name).astype(np.float64).reshape(-1)
 
 
 def _add_bias(graph: GraphProto, index: Index, reader: Reader, shift: np.ndarray) -> None:

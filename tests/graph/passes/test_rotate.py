@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from onnx import checker
 
+from onnxcalib.graph.channel_norms import find_channel_norms
 from onnxcalib.graph.heads import find_heads
 from onnxcalib.graph.index import Index, known_constant
 from onnxcalib.graph.passes import rotate
@@ -42,10 +45,18 @@ for i in range(2):
         .replace(f"[key{i}] k{i} = MatMul (h{i}, wk{i})  [bias_k{i}] kb{i} = Add (k{i}, bk{i})", "")
         .replace(f"[value{i}] v{i} = MatMul (h{i}, wv{i})  [bias_v{i}] vb{i} = Add (bv{i}, v{i})", "")
     )  # fmt: skip
+# Norms that go without the mean, written out as exporters do.
+WRITTEN = re.sub(
+    r"\[(\w+)\] (\w+) = LayerNormalization \((\w+), (\w+), \w+\)",
+    r"\2_c = Cast <to = 1> (\3) \2_p = Pow (\2_c, two) \2_m = ReduceMean <axes = [-1]> (\2_p)"
+    r" \2_e = Add (\2_m, tiny) \2_r = Sqrt (\2_e) \2_d = Div (\2_c, \2_r) [\1] \2 = Mul (\4, \2_d)",
+    PRENORM,
+)
 
 
 def make(build, draw, text):
-    others = {"sizes": np.array([WIDTH] * 3), "wf0": draw(WIDTH, 3 * WIDTH) / 4, "wf1": draw(WIDTH, 3 * WIDTH) / 4}
+    others = {"two": np.float32(2), "tiny": np.float32(1e-6)} if text == WRITTEN else {}
+    others |= {"sizes": np.array([WIDTH] * 3), "wf0": draw(WIDTH, 3 * WIDTH) / 4, "wf1": draw(WIDTH, 3 * WIDTH) / 4}
     model = build_prenorm(build, text, **others, **(IMAGE_CONSTANTS if text == IMAGE else {}))
     normalise(model)
     return model
@@ -61,13 +72,13 @@ def draw_input(draw, text):
     return draw(1, 3, 8, 8) if text == IMAGE else draw(3, 6, 8)
 
 
-@pytest.mark.parametrize("text", [PRENORM, IMAGE, FUSED], ids=["tokens", "image", "fused"])
+@pytest.mark.parametrize("text", [PRENORM, IMAGE, FUSED, WRITTEN], ids=["tokens", "image", "fused", "written"])
 def test_outputs_stay_without_another_operator_and_what_is_another_has_another_name(build, draw, run, text):
     model, x = make(build, draw, text), draw_input(draw, text)
     (before,), nodes = run(model, x), len(model.graph.node)
     known = run_all(model, x)
     index, shapes = Index(model.graph), measure_shapes(model, {"x": x})
-    (stream,), refused = find_streams(index, shapes)
+    (stream,), refused = find_streams(index, shapes, find_channel_norms(model))
     heads = find_heads(index, shapes)
     assert not refused and (stream.width, len(stream.norms), len(heads)) == (WIDTH, 5, 2)
     for each in heads:
@@ -79,7 +90,8 @@ def test_outputs_stay_without_another_operator_and_what_is_another_has_another_n
     assert np.abs(after - before).max() < 1e-5 * np.abs(before).max()
     assert len(model.graph.node) == nodes - 2  # the two Muls by channel
     index = Index(model.graph)
-    assert all((known_constant(index, index.nodes[norm.node].input[1]) == 1).all() for norm in stream.norms)
+    scales = [index.nodes[norm.made.scale.node].input[norm.made.scale.number] for norm in stream.norms]
+    assert all((known_constant(index, name) == 1).all() for name in scales)
     assert "s1" not in index and "s1_rotated" in index and "vb0_rotated" in index
     for name, value in run_all(model, x).items():
         assert name not in known or np.allclose(value, known[name], rtol=1e-4, atol=1e-4), name
@@ -89,7 +101,7 @@ def test_a_norm_keeps_its_shift_where_a_layer_has_no_bias(build, draw, run):
     """In other units: those of the norm's scale, which the layer has now."""
     model, x = make(build, draw, PRENORM), draw(3, 6, 8)
     (before,) = run(model, x)
-    ((stream,), _) = find_streams(Index(model.graph), measure_shapes(model, {"x": x}))
+    ((stream,), _) = find_streams(Index(model.graph), measure_shapes(model, {"x": x}), find_channel_norms(model))
     rotate_stream(model, stream, turn_keeping_ones(WIDTH))
     index = Index(model.graph)
     shifts = {name: known_constant(index, index.nodes[name].input[2]) for name in ("norm0", "last")}
@@ -117,7 +129,9 @@ def replace_end(text: str) -> str:
 )  # fmt: skip
 def test_a_stream_that_is_not_wholly_understood_is_refused_with_the_reason(build, draw, text, norm, why):
     model = make(build, draw, text)
-    streams, refused = find_streams(Index(model.graph), measure_shapes(model, {"x": draw(2, 6, 8)}))
+    streams, refused = find_streams(
+        Index(model.graph), measure_shapes(model, {"x": draw(2, 6, 8)}), find_channel_norms(model)
+    )
     assert not streams and why in refused[norm]
 
 
