@@ -85,8 +85,9 @@ def _judge_meaning(case: Case, outcome: Outcome) -> dict[str, str]:
     if "-o" in command and not {*case.options} & {"--help", "--version"}:
         if not outcome.appeared and not outcome.changed:
             return {"no meaning": "wrote nothing"}
-    # What inspect says of quantize may tell that a weight is none.
-    shown = "\n".join(line for line in outcome.stdout.splitlines() if not line.startswith("quantize "))
+    # What inspect says of quantize may tell that a weight is none, and tables begin with names, which may be anything.
+    lines = outcome.stdout.splitlines()
+    shown = "\n".join(line for line in lines if not line.lower().startswith(("quantize ", "nan ")))
     if outcome.status == 0 and (match := _NOT_A_NUMBER.search(shown)):
         return {"no meaning": f"printed {match[0]} in {shown[max(match.start() - 60, 0) : match.end() + 20]!r}"}
     return {}
