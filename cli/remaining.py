@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from onnxcalib.config import FULL_BITS, QuantizeConfig
+from onnxcalib.config import EFFORTS, FULL_BITS, QuantizeConfig
 
 UNIT = "calibrate"  # the stage that others are compared with: passes of the float model over the samples
 LEAST_SHARE = 0.03  # of what is counted: below, it says little on how long the whole takes
@@ -16,12 +16,21 @@ AT_ONCE = 0.05  # seconds in which nothing is computed: what is told so was done
 SOLVED, VERIFIED, ROUNDED = 4.6, 1.0, 0.3
 SOLVED_FEW_BITS = {"fast": 6.0, "balanced": 11.0, "best": 25.0}
 TUNED = {"distill": 10.0, "statistics": 2.0, "biases": 10.0}
+DISTILLED_FEW_BITS = 150.0  # of a model whose layers read few bits
 
 
-def expect_stages(config: QuantizeConfig) -> dict[str, float]:
-    """The stages of ``quantize`` from calibration on, in order -> how often as long as that each takes."""
+def expect_stages(config: QuantizeConfig, *, images: bool = False) -> dict[str, float]:
+    """The stages of ``quantize`` from calibration on, in order -> how often as long as that each takes.
+
+    images: whether the samples are image files.
+    """
     solved = SOLVED if config.weight_bits >= FULL_BITS else SOLVED_FEW_BITS[config.effort]
     tuned = {name: time for name, time in TUNED.items() if config.does(name)}
+    distills = config.distill
+    if distills is None and config.does("reconstruct") and not config.parallel:
+        distills = EFFORTS[config.effort].distills
+    if images and distills and max(config.weight_bits, config.activation_bits) < FULL_BITS:
+        tuned = {"distill": DISTILLED_FEW_BITS, **{name: tuned[name] for name in tuned if name != "distill"}}
     return {
         UNIT: 1.0,
         "reconstruct": solved if config.does("reconstruct") else ROUNDED,

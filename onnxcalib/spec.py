@@ -289,6 +289,10 @@ class QuantScheme:
     def least_weight_bits(self) -> int:
         return min(layer.weight_spec.bits for layer in (*self.layers, *self.recurrent))
 
+    def reads_fewer_bits(self, bits: int) -> bool:
+        """Whether a weighted layer reads a static grid of fewer bits than these."""
+        return any(not layer.dynamic and layer.activation_spec.bits < bits for layer in self.layers)
+
 
 @dataclass(frozen=True)
 class Grids:

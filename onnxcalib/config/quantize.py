@@ -173,7 +173,7 @@ class QuantizeConfig(Settings):
     ] = None
     distill: Annotated[
         Switch | None,
-        Field(description="Train weights of few bits, or scales and biases of layers that read few, end to end."),
+        Field(description="Train weights of few bits, or all of a model whose layers read few, end to end."),
         STAGE,
     ] = None
     statistics: Annotated[

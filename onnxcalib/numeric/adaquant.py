@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -102,16 +102,17 @@ def _toss(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
 class ActivationQuantizer(nn.Module):
     """Puts an activation on a per-tensor grid whose scale and zero point are learned.
 
-    In training a random half of the values stays float if ``mix`` (QDrop, Wei et al. 2022). ``fixed``: the grid is not
-    learned. A zero point that starts at qmin stays there, and so do that of a symmetric grid and powers of two.
+    In training a random half of the values stays float if ``mix`` (QDrop, Wei et al. 2022), and all of them if
+    ``passing``. ``fixed``: the grid is not learned. A zero point that starts at qmin stays there, and so do that of a
+    symmetric grid and powers of two.
     """
 
     start: torch.Tensor
 
-    def __init__(self, grid: QParams, *, fixed: bool = False, mix: bool = True) -> None:
+    def __init__(self, grid: QParams, *, fixed: bool = False, mix: bool = True, passing: bool = False) -> None:
         super().__init__()
         self.spec = grid.spec
-        self.mix = mix
+        self.mix, self.passing = mix, passing
         self.register_buffer("start", torch.tensor(float(grid.scale)))
         self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=not (fixed or grid.spec.power_of_two))
         pinned = fixed or grid.spec.symmetric or int(grid.zero_point) == grid.spec.qmin
@@ -122,6 +123,8 @@ class ActivationQuantizer(nn.Module):
         return self.start * self.log_scale.exp()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and self.passing:
+            return x
         zero_point = self.zero_point.clamp(self.spec.qmin, self.spec.qmax)
         mixed = _toss(x.shape, x) if self.training and self.mix else None
         output: torch.Tensor = _FakeQuantize.apply(x, self.scale, zero_point, mixed, self.spec)
@@ -198,6 +201,16 @@ class WeightQuantizer(nn.Module):
         return kept.reshape(channels_last.shape).movedim(-1, 1)
 
 
+class Pace(NamedTuple):
+    """By what the rates are multiplied: those of the positions that become integers, and all others."""
+
+    integers: float = 1.0
+    others: float = 1.0
+
+
+ORDINARY = Pace()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Relative held-out loss before the first step and at the best iterate, and the number of that step (0: none)."""
@@ -240,7 +253,7 @@ def learn_block(
     *,
     steps: int,
     bias_units: dict[nn.Parameter, torch.Tensor],
-    bias_rate: float = BIAS_RATE,
+    pace: Pace = ORDINARY,
     sums: Sums = error_sums,
 ) -> Outcome:
     """Learn every quantizer that is not frozen and the biases; ``module`` ends at its best iterate on held-out batches.
@@ -248,12 +261,12 @@ def learn_block(
     The module maps inputs to a tuple of outputs, of which at least one is of floating point.
 
     draw: gives one mini-batch; held_out: gives the batches that iterates are compared on; steps: iterations.
-    bias_units: each learned bias with the output noise that ``bias_rate`` is relative to, a scalar tensor.
+    bias_units: each learned bias with the output noise that its rate is relative to, a scalar tensor.
     sums: the loss is the ratio of its two columns, averaged over the outputs.
 
     Raises RuntimeError where torch fails, or where no floating-point output depends on what is learned.
     """
-    adam = Adam(_list_rates(module, bias_units, bias_rate), square_decay=SQUARE_DECAY)
+    adam = Adam(_list_rates(module, bias_units, pace), square_decay=SQUARE_DECAY)
     before = best = _evaluate(module, held_out(), sums)
     kept, best_step = _state(module), 0
     period = max(1, steps // EVALUATIONS)
@@ -275,18 +288,24 @@ def learn_block(
 
 
 def _list_rates(
-    module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], bias_rate: float
+    module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], pace: Pace
 ) -> list[tuple[list[nn.Parameter], float]]:
     """What is learned, with the rates that fall to zero as half a cosine does."""
     groups: list[tuple[list[nn.Parameter], float]] = []
     for part in module.modules():
         if isinstance(part, WeightQuantizer):
-            groups += [([part.position], WEIGHT_RATE), ([part.log_scale], WEIGHT_SCALE_RATE)]
+            groups += [
+                ([part.position], pace.integers * WEIGHT_RATE),
+                ([part.log_scale], pace.others * WEIGHT_SCALE_RATE),
+            ]
         elif isinstance(part, LearnedWeight):
             groups.append(([part.position, part.log_scale], part.rate))
         elif isinstance(part, ActivationQuantizer):
-            groups += [([part.log_scale], ACTIVATION_SCALE_RATE), ([part.zero_point], ZERO_POINT_RATE)]
-    groups += [([bias], bias_rate * float(unit)) for bias, unit in bias_units.items()]
+            groups += [
+                ([part.log_scale], pace.others * ACTIVATION_SCALE_RATE),
+                ([part.zero_point], pace.others * ZERO_POINT_RATE),
+            ]
+    groups += [([bias], pace.others * BIAS_RATE * float(unit)) for bias, unit in bias_units.items()]
     learned = [([each for each in variables if each.requires_grad], rate) for variables, rate in groups]
     return [(variables, rate) for variables, rate in learned if variables]
 

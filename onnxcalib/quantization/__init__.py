@@ -28,7 +28,7 @@ Read the files in the order of the work:
   became of them; ``body_surroundings`` tell them what is around.
   ``shared_weights`` are those that several graphs read. Of those that layers of one graph read, ``reader_moments`` has
   what the later ones read.
-- ``distill`` trains weights alone by the outputs that are ``compared``, and ``distill_scales`` scales and biases where
+- ``distill`` trains weights alone by the outputs that are ``compared``, and ``distill_all`` all that is quantized where
   layers read few bits. ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their
   results are kept. ``joined_runs`` compares small runs together.
 - ``checkpoints`` keeps what these have found until the file is written, and ``block_checkpoints`` the state after each

@@ -14,7 +14,7 @@ import torch
 from ..graph.blocks import find_blocks, join_blocks
 from ..graph.index import reads
 from ..graph.weightless import held_bytes
-from ..numeric.adaquant import Batch
+from ..numeric.adaquant import Batch, Pace
 from ..numeric.distill import divergence_sums, sample_losses
 from ..progress import track
 from ..runtime.blocks import BlockError
@@ -28,7 +28,7 @@ from .state import ReconstructionState, run_block
 # Few iterations at a low rate: more fit the samples themselves (MobileNetV2 at W4A8: the held-out loss rose after a
 # tenth of a pass over the samples).
 STEPS = 96
-RATE = 0.002
+PACE = Pace(others=0.2)
 # One sample in so many is held out.
 BIAS_HOLDOUT = 4
 # The least number of deciding samples, and the standard errors by which their loss must fall. What is learned mostly
@@ -68,7 +68,7 @@ def tune_biases(state: ReconstructionState) -> tuple[bool, str | None]:
             draw,
             lambda: stopping,
             steps=STEPS,
-            bias_rate=RATE,
+            pace=PACE,
             sums=lambda outputs, targets: divergence_sums(_part(learner, outputs), _part(learner, targets)),
         )
     except BlockError as error:

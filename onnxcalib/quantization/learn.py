@@ -17,11 +17,12 @@ from ..errors import first_line
 from ..graph.extract import extract
 from ..graph.index import known_constant
 from ..numeric.adaquant import (
-    BIAS_RATE,
+    ORDINARY,
     ActivationQuantizer,
     Batch,
     DynamicQuantizer,
     Outcome,
+    Pace,
     Sums,
     WeightQuantizer,
     error_sums,
@@ -37,8 +38,8 @@ from .unpadded import Unpadded
 
 # Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
 PARITY = 1e-3
-# What a Learner learns: all that a block has, or all but the integers of weights, or biases alone.
-ALL, GRIDS, BIASES = "all", "grids", "biases"
+# What a Learner learns: all that a block has, or that of the whole model as it will run, or biases alone.
+ALL, END_TO_END, BIASES = "all", "end to end", "biases"
 # A mini-batch holds about so many values of the block's largest activation, within these numbers of samples.
 BATCH_ELEMENTS = 2**20
 LEAST_BATCH, MOST_BATCH = 4, 32
@@ -87,7 +88,7 @@ class Learner:
     """
 
     def __init__(self, state: ReconstructionState, torch_block: TorchBlock, *, learned: str = ALL) -> None:
-        """learned: ALL, GRIDS or BIASES. Raises BlockError."""
+        """learned: ALL, END_TO_END or BIASES. Raises BlockError."""
         self.state, self.block = state, torch_block.block
         block, module = torch_block.block, torch_block.module
         feeds = state.stored.arrays(FLOAT, block.inputs, 0)
@@ -104,9 +105,8 @@ class Learner:
         self.layers = {name: layer_module(module, name) for name in block.layers}
         self.weights = {name: _attach(state, state.problem.layers[name], part) for name, part in self.layers.items()}
         for quantizer in self.weights.values():
-            quantizer.position.requires_grad_(learned == ALL)
             if learned == BIASES:
-                quantizer.log_scale.requires_grad_(False)
+                quantizer.requires_grad_(False)
         padded = state.stored.has_padding(block.outputs)
         self.module: nn.Module = Unpadded(module, block.outputs, state.problem.padding) if padded else module
         self.module.to(state.problem.device)
@@ -117,7 +117,7 @@ class Learner:
         held_out: Callable[[], Iterable[Batch]],
         *,
         steps: int,
-        bias_rate: float = BIAS_RATE,
+        pace: Pace = ORDINARY,
         sums: Sums = error_sums,
     ) -> Outcome:
         """Run ``learn_block`` on the module. Raises BlockError where torch fails."""
@@ -127,9 +127,7 @@ class Learner:
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as they were
             torch.default_generator.manual_seed(state.problem.config.seed)  # alone, as no other device draws
             try:
-                return learn_block(
-                    self.module, draw, held_out, steps=steps, bias_units=units, bias_rate=bias_rate, sums=sums
-                )
+                return learn_block(self.module, draw, held_out, steps=steps, bias_units=units, pace=pace, sums=sums)
             except RuntimeError as error:  # torch's own, which say where gradients or operators end
                 if lacks_memory(error):  # which says nothing of the block
                     raise
@@ -173,7 +171,7 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, lear
     A quantizer is learned where all tensors that share it lie inside the block and none is frozen.
     """
     block, module, index = torch_block.block, torch_block.module, state.problem.index
-    frozen, mix = learned == BIASES, learned == ALL
+    frozen = learned == BIASES
     nodes = [index.nodes[name] for name in block.nodes]
     inside = {tensor for node in nodes for tensor in (*node.input, *node.output)}
     dynamic = _list_dynamic(state, block)
@@ -185,7 +183,7 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, lear
         members = state.problem.scheme.members_of(tensor)
         if members not in placed.activations:
             fixed = frozen or any(t in state.frozen or t not in inside for t in members)
-            placed.activations[members] = _make_quantizer(grid, fixed=fixed, mix=mix)
+            placed.activations[members] = _make_quantizer(grid, learned, fixed=fixed)
         quantizer = placed.activations[members]
         at_fewer_bits = _readers_of_requantized(state, tensor, readers)
         behind = [name for name in dynamic.get(tensor, ()) if name in readers]
@@ -197,7 +195,7 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, lear
             place(module, tensor, quantizer, only=others)
         if at_fewer_bits:
             fixed = frozen or tensor in state.frozen
-            second = _make_quantizer(state.grids.requantized[tensor], fixed=fixed, mix=mix)
+            second = _make_quantizer(state.grids.requantized[tensor], learned, fixed=fixed)
             placed.requantized[tensor] = second
             place(module, tensor, nn.Sequential(quantizer, second), only=at_fewer_bits)
     for tensor, names in dynamic.items():
@@ -244,10 +242,12 @@ def _readers_of_requantized(state: ReconstructionState, tensor: str, readers: Se
     return [name for name in readers if name in layers and layers[name].activation_spec.bits == grid.spec.bits]
 
 
-def _make_quantizer(grid: QParams, *, fixed: bool, mix: bool) -> ActivationQuantizer:
-    # At 8 bits a float value and its quantized one hardly differ: mixing them would only cost time. Biases and scales
-    # alone are learned for the model as it will run.
-    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < FULL_BITS and mix)
+def _make_quantizer(grid: QParams, learned: str, *, fixed: bool) -> ActivationQuantizer:
+    # At 8 bits a float value and its quantized one hardly differ: mixing them would only cost time, and so would
+    # rounding in the many steps of the whole model. That and biases are learned for the model as it will run.
+    few = grid.spec.bits < FULL_BITS
+    passing = learned == END_TO_END and not few
+    return ActivationQuantizer(grid, fixed=fixed or passing, mix=few and learned == ALL, passing=passing)
 
 
 def _attach(state: ReconstructionState, layer: LayerScheme, part: nn.Module) -> WeightQuantizer:

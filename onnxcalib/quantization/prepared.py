@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from ..bitplan import BitPlan
-from ..config import BUDGETS, EXECUTION, STAGES, QuantizeConfig
+from ..config import BUDGETS, EFFORTS, EXECUTION, FULL_BITS, STAGES, QuantizeConfig
 from ..data import CalibrationSet
 from ..graph.emit import emit_qdq
 from ..graph.index import Index
@@ -116,6 +116,20 @@ class Prepared(Outline):
         """The padding mask of the original model."""
         return PaddingMask(self.original)
 
+    @property
+    def distills(self) -> bool:
+        """Whether the effort has a model distilled: one of image files, whose layers read few bits and are solved."""
+        config, scheme = self.config, self.scheme
+        wanted = config.distill is None and EFFORTS[config.effort].distills
+        solved = config.does("reconstruct") and not config.parallel
+        if not (wanted and solved and self.samples.images and scheme.reads_fewer_bits(FULL_BITS)):
+            return False
+        return config.count_views(scheme.least_weight_bits) > 0
+
+    def does(self, stage: str) -> bool:
+        """Whether one of STAGES is part of the run."""
+        return self.config.does(stage) or (stage == "distill" and self.distills)
+
     def with_plan(self, plan: BitPlan) -> Prepared:
         """The same model with the plan's bits for every layer."""
         self.run.plan = plan
@@ -196,7 +210,7 @@ class Prepared(Outline):
             join_reads(quantized)
         even_bits(quantized, scheme.requirements.even_bits)
         # Every stage as yes or no: for a null, readers would have to know what each pipeline does.
-        stages = {name: self.run.config.does(name) for name in STAGES}
+        stages = {name: self.does(name) for name in STAGES}
         chosen = {**stages, "target": self.run.target.name}  # whose file may have a path of this machine
         settings = self.run.given.model_copy(update=chosen).model_dump_json(exclude=_NOT_WRITTEN)
         by_channel = any(layer.weight_spec.axis is not None for layer in scheme.layers)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from onnx import ModelProto
 
 from ..bitplan import make_record
-from ..config import EFFORTS
+from ..config import EFFORTS, FULL_BITS
 from ..data import CalibrationSet
 from ..errors import ModelError
 from ..graph.blocks import find_blocks
@@ -24,7 +24,7 @@ from .biases import tune_biases
 from .block_checkpoints import SHARED, BlockCheckpoints, digest_decisions
 from .checkpoints import RANGES, TUNED, Calibrated, Tuned, find_changed
 from .distill import distill_weights, list_learned
-from .distill_scales import distill_scales, reads_few_bits
+from .distill_all import distill_all
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
 from .floor import check_memory
@@ -300,10 +300,10 @@ def _tune(
 
 
 def _list_stages(prepared: Prepared) -> list[str]:
-    """The tuning stages of the settings; distillation where there are layers to train, or where it is asked for."""
-    names = [name for name in (DISTILL, STATISTICS, BIASES) if prepared.config.does(name)]
-    needless = not prepared.config.distill and not list_learned(prepared.scheme)
-    return [name for name in names if name != DISTILL or not needless]
+    """The tuning stages of the run; distillation where there are layers to train, or where it is asked for."""
+    names = [name for name in (DISTILL, STATISTICS, BIASES) if prepared.does(name)]
+    needed = prepared.config.distill or prepared.distills or list_learned(prepared.scheme)
+    return [name for name in names if name != DISTILL or needed]
 
 
 def _open_evaluator(prepared: Prepared, float_outputs: Store) -> Evaluator:
@@ -376,7 +376,7 @@ def _look(
     with Store() as store:
         own = replace(state, stored=_open_store(state.problem, store))
         if look.name == DISTILL:
-            distill = distill_scales if reads_few_bits(prepared.scheme) else distill_weights
+            distill = distill_all if prepared.scheme.reads_fewer_bits(FULL_BITS) else distill_weights
             changed, remark = distill(prepared, own)
         elif look.name == STATISTICS:
             assert look.samples is not None

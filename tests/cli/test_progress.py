@@ -198,6 +198,8 @@ def test_few_bits_and_tuning_take_longer():
     assert few["reconstruct"] > plain["reconstruct"] and list(plain) == ["calibrate", "reconstruct", "verify"]
     tuned = expect_stages(QuantizeConfig(pipeline="advanced"))
     assert list(tuned) == ["calibrate", "reconstruct", "evaluate", "distill", "statistics", "biases", "verify"]
+    best = QuantizeConfig(weight_bits=4, activation_bits=4, effort="best")
+    assert "distill" in expect_stages(best, images=True) and "distill" not in expect_stages(best)
 
 
 def test_times_are_as_exact_as_estimates_are():

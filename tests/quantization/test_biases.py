@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from onnxcalib.numeric.adaquant import Pace
 from onnxcalib.quantization import biases as biases_module
 from onnxcalib.quantization.biases import tune_biases
 from onnxcalib.quantization.solve import round_layers
@@ -23,7 +24,7 @@ def shift(state, name, by):
 
 
 def test_a_bias_that_is_off_is_mended(rounded, draw, monkeypatch):
-    monkeypatch.setattr(biases_module, "RATE", 0.02)
+    monkeypatch.setattr(biases_module, "PACE", Pace(others=2.0))
     feeds = {"x": draw(64, 3, 8, 8)}
     shift(rounded, "fc", np.linspace(-0.5, 0.5, 5))
     before, layers = error(rounded, feeds), dict(rounded.layers)
@@ -35,7 +36,7 @@ def test_a_bias_that_is_off_is_mended(rounded, draw, monkeypatch):
 
 
 def test_where_nothing_is_gained_nothing_changes(rounded, monkeypatch):
-    monkeypatch.setattr(biases_module, "RATE", 50.0)  # each iteration makes it worse
+    monkeypatch.setattr(biases_module, "PACE", Pace(others=5000.0))  # each iteration makes it worse
     before = dict(rounded.layers)
     assert tune_biases(rounded) == (False, "the loss on held-out samples did not fall")
     assert rounded.layers == before
@@ -58,7 +59,7 @@ def test_a_gain_counts_beyond_its_standard_error(gains, better):
 
 
 def test_the_longest_end_that_torch_takes_is_trained(state_of, build, weigh, draw, monkeypatch):
-    monkeypatch.setattr(biases_module, "RATE", 0.02)
+    monkeypatch.setattr(biases_module, "PACE", Pace(others=2.0))
     text = """g (float[N, 3, 6, 6] x) => (float[N, 5, 6, 6] y) {
         [c1] a = Conv (x, w1, b1)  [odd] n = Shrink (a)
         [c2] r = Conv (n, w2, b2)  [c3] y = Conv (r, w3, b3)

@@ -1,9 +1,9 @@
-"""Distillation of models that read few bits: scales and biases are trained end to end, on mixtures of images.
+"""Distillation of models that read few bits: all that is quantized is trained end to end, on mixtures of images.
 
 With 4 bits nearly all of the error is the rounding of activations. Layers that were solved one at a time make up for
-the part of it that is in front of them alone. Here the outputs of all blocks follow the float model's together. Scales
-of weights, grids of activations and biases are trained. Integers stay: soft rounding moved one in 2,000 and gained
-hardly more.
+the part of it that is in front of them alone. Here the outputs of all blocks follow the float model's together.
+Weights, their scales, grids of activations and biases are trained from where they were solved, through the rounding of
+all of them (LSQ, Esser et al. 2020). Few integers move, as many steps have to agree.
 
 A network is surer of the images that it was trained on than of others, and calibration images are often such. Mixtures
 of two images are nearer to the others. One image in four is held out. Of mixtures of these one half chooses the
@@ -12,27 +12,30 @@ iteration, and the other half decides whether what was trained is kept.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from ..config import FULL_BITS
 from ..data.images import image_axes
 from ..graph.blocks import find_blocks, join_blocks
 from ..graph.load import inputs_of
-from ..numeric.adaquant import Batch
+from ..numeric.adaquant import Batch, Pace
 from ..numeric.views import draw_mixtures, draw_views
 from ..progress import track
 from ..runtime.blocks import BlockError
-from ..spec import Block, QuantScheme
+from ..spec import Block
 from .biases import TOO_FEW, check_size, is_better, relative_losses
-from .learn import GRIDS, Learner, convert_block
+from .learn import END_TO_END, Learner, convert_block
 from .prepared import Prepared
 from .state import Problem, ReconstructionState, run_block
 from .views import stores_views
 
-STEPS = 200
+# Steps for each sample, and images of a step at most: 40 passes over the samples, each as long as 8 of the float model.
+# Models of large activations have as many steps, of fewer images: they would take long.
+STEPS_A_SAMPLE, STEP_IMAGES = 2.5, 16
+PACE = Pace(integers=2.0, others=4.0)  # a step sees all blocks, and there are more steps than for one
 # One image in so many is held out, and no more than so many in all. The least number of deciding ones.
 HOLDOUT, MOST_HELD_OUT, LEAST_DECIDING = 4, 128, 8
 MIXTURES = 2  # of each image that is held out
@@ -43,13 +46,8 @@ NO_IMAGES = "where layers read few bits, it takes a model with one input of imag
 SHARED = "where layers read few bits, it takes none that share a weight"
 
 
-def reads_few_bits(scheme: QuantScheme) -> bool:
-    """Whether a weighted layer reads a static grid of less than 8 bits."""
-    return any(not layer.dynamic and layer.activation_spec.bits < FULL_BITS for layer in scheme.layers)
-
-
-def distill_scales(prepared: Prepared, state: ReconstructionState) -> tuple[bool, str | None]:
-    """Train scales, grids and biases of the whole model.
+def distill_all(prepared: Prepared, state: ReconstructionState) -> tuple[bool, str | None]:
+    """Train the integers and scales of weights, grids and biases of the whole model.
 
     ``state`` has the grids and the LayerParams of all layers, and stores nothing. Returns whether they changed, and a
     remark: why nothing was kept.
@@ -78,10 +76,10 @@ class _Training:
         state.frozen = {*prepared.lossless, *problem.scheme.fixed}
         state.stored.fill_some(self.samples, COMPARED, COMPARED)
         run_block(state, whole, set(whole.outputs), quantized=False)
-        self.learner = Learner(state, convert_block(state, whole), learned=GRIDS)
+        self.learner = Learner(state, convert_block(state, whole), learned=END_TO_END)
         if self.learner.size is None:
             raise BlockError("torch takes samples of one number alone")
-        self.size = self.learner.size
+        self.size = min(self.learner.size, STEP_IMAGES)
         self.float = convert_block(state, whole).module.to(self.device)
         self.generator = np.random.default_rng(problem.config.seed)
 
@@ -93,13 +91,14 @@ class _Training:
             return False, TOO_FEW.format(len(order), 2 * HOLDOUT * LEAST_DECIDING)
         learning, (deciding, stopping) = order[count:], (self._mix_all(order[start:count:2]) for start in (0, 1))
         before = relative_losses(self.learner, deciding)
-        told = track(range(STEPS))
+        steps = math.ceil(STEPS_A_SAMPLE * len(order))
+        told = track(range(steps))
 
         def draw() -> Batch:
             next(told, None)  # tells the step before
             return self._mix(self.generator.choice(learning, min(self.size, len(learning)), replace=False))
 
-        outcome = self.learner.learn(draw, lambda: stopping, steps=STEPS)
+        outcome = self.learner.learn(draw, lambda: stopping, steps=steps, pace=PACE)
         if not outcome.step:
             return False, "the loss on held-out samples did not fall"
         if not is_better(before, relative_losses(self.learner, deciding), CERTAIN):

@@ -4,9 +4,11 @@ import re
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
+from PIL import Image
 
-from onnxcalib import QuantizeConfig, quantize
-from onnxcalib.quantization import distill_scales
+from onnxcalib import QuantizeConfig, prepare, quantize
+from onnxcalib.quantization import distill_all
 from tests.small_models import run_model
 
 # Convolutions of which each reads what the one before leaves of 4 bits.
@@ -36,26 +38,45 @@ def error(model, other):
     return np.square(given - wanted).sum() / np.square(wanted).sum()
 
 
-def test_scales_and_biases_bring_the_outputs_nearer_to_the_float_models(deep, monkeypatch):
-    monkeypatch.setattr(distill_scales, "STEPS", 120)
+def integers_of(model):
+    stored = [
+        each for each in model.graph.initializer if each.name in [f"w{number}_quantized" for number in range(1, 6)]
+    ]
+    return np.concatenate([numpy_helper.to_array(each).astype(int).ravel() for each in stored])
+
+
+def test_training_end_to_end_brings_the_outputs_nearer_to_the_float_models_and_moves_few_integers(deep, monkeypatch):
+    monkeypatch.setattr(distill_all, "STEPS_A_SAMPLE", 0.9)
     rounded, trained = (quantize(deep, IMAGES, settings(reconstruct=False, distill=each)) for each in (False, True))
     stage = trained.report.steps[-1]
     assert (stage.name, stage.outcome) == ("distill", "kept")
     assert re.search("error of blocks on held-out samples .* before, .* after", stage.reason)
     assert error(deep, trained.model) < 0.95 * error(deep, rounded.model)
-    for name in ("w1", "w4"):  # integers stay
-        pair = [
-            next(v for v in each.model.graph.initializer if v.name == f"{name}_quantized")
-            for each in (rounded, trained)
-        ]
-        assert pair[0].raw_data == pair[1].raw_data
+    moved = np.abs(integers_of(trained.model) - integers_of(rounded.model))
+    assert 0 < (moved > 0).mean() < 0.1 and moved.max() == 1
 
 
 @pytest.mark.parametrize(
     ("count", "views", "reason"),
-    [(16, 1, "16 samples are too few to see whether it helps, 64 would do"), (64, 0, distill_scales.NO_IMAGES)],
+    [(16, 1, "16 samples are too few to see whether it helps, 64 would do"), (64, 0, distill_all.NO_IMAGES)],
 )
 def test_where_nothing_is_trained_the_reason_is_told(deep, count, views, reason):
     found = quantize(deep, IMAGES[:count], settings(reconstruct=False, distill=True, views=views))
     stage = found.report.steps[-1]
     assert (stage.name, stage.outcome, stage.reason) == ("distill", "rolled back", reason)
+
+
+def test_the_most_effort_distills_models_of_image_files_whose_layers_read_few_bits(deep, tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png")
+    for samples, changes, distills in (
+        (tmp_path, {}, True),
+        (tmp_path, {"effort": "balanced"}, False),
+        (tmp_path, {"distill": False}, False),
+        (tmp_path, {"activation_bits": 8}, False),
+        (tmp_path, {"views": 0}, False),
+        (tmp_path, {"pipeline": "light"}, False),
+        (tmp_path, {"pipeline": "parallel"}, False),
+        (IMAGES, {}, False),
+        (IMAGES, {"distill": True}, True),
+    ):
+        assert prepare(deep, samples, settings(**changes)).does("distill") == distills, changes
