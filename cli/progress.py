@@ -15,7 +15,7 @@ from onnxcalib.errors import escape_controls
 from onnxcalib.report import BlockRecord, Observer
 
 from .console import WIDEST, PlainConsole, print_lines
-from .remaining import Remaining, spell_seconds
+from .remaining import ONE_PASS, Remaining, spell_seconds
 from .table import find_mark, shorten
 
 BAR, LEAST_TEXT = 10, 8  # columns of the bar, and of what is told beside it
@@ -76,8 +76,8 @@ class ProgressObserver(Observer):
     def progress(self, done: int, total: int) -> None:
         if self._kind and self._done < self._total:  # blocks or layers are told in place of what each does
             return
-        if done <= self._done or self._kind:  # another pass of the stage
-            self._remaining.count(whole=False)
+        if done <= self._done or self._kind or not self._total:  # another pass of the stage
+            self._remaining.count(whole=self._stage in ONE_PASS)
         self._kind, self._what, self._done, self._total = "", "", done, total
         self._remaining.advance(done, total)
         self._show()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from onnxcalib.config import EFFORTS, FULL_BITS, QuantizeConfig
 
+ONE_PASS = ("explain",)  # stages of which one pass, over the layers, is nearly all
 UNIT = "calibrate"  # the stage that others are compared with: passes of the float model over the samples
 LEAST_SHARE = 0.03  # of what is counted: below, it says little on how long the whole takes
 OVERDUE = 0.1  # of the time that a stage was given: so much is left at least until it ends

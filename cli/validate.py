@@ -170,7 +170,7 @@ def _run(
     from .progress import ProgressObserver
     from .verdict import print_gates, print_verdict
 
-    with ProgressObserver(quiet=quiet) as observer:
+    with ProgressObserver(quiet=quiet, last="explain") as observer:
         verdict = run_validation(*models, data, settings, labels=labels, explain=explain, observer=observer)
     writers = {
         "--json": lambda: verdict.to_json() + "\n",

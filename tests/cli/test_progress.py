@@ -172,6 +172,14 @@ def test_what_is_left_of_the_last_stage_is_left_of_the_run(clock):
     clock[0] += 12
     observer.planned("deep")
     assert observer.spell_left() == "about 36 s left"
+    observer = ProgressObserver(last="explain")
+    for stage, text in (("compare", "about 6 s of this stage left"), ("explain", "about 6 s left")):
+        observer.stage(stage)
+        clock[0] += 5  # until the first layer
+        observer.progress(1, 5)
+        clock[0] += 2
+        observer.progress(2, 5)
+        assert observer.spell_left() == text
 
 
 def test_what_an_earlier_run_did_is_not_taken_for_speed(clock):
