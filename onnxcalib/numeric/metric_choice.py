@@ -1,8 +1,8 @@
 """How far the output-aware metric of a layer is trusted: as far as it lowers the error of the outputs on other samples.
 
 Where a model gives a few numbers, as a classifier does, few probes tell all that they depend on. Of a model that gives
-a map, each probe tells of one random sum of its values: integers that are chosen by few of them fit these sums, and are
-worse for all others, and for the layer's own output.
+many, each probe tells of one random sum of them: integers that are chosen by few fit these sums, and are worse for all
+others, and for the layer's own output.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ cancel. Most of the gain comes from this.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
@@ -39,6 +40,10 @@ from .state import FLOAT, PROBE, ReconstructionState
 SIGNS = 8
 # The layers' outputs for the samples that go through torch at once may take so many bytes.
 MOST_BYTES = 64 * 2**20
+# Values a sample of a map: integers fit the few random sums of a larger one that probes tell of. (A ViT-S with a map of
+# 224 x 224 at W4A8, 64 images: 21.0 dB about the mean without probes, 17.8 with them, 19.6 where held-out samples say
+# how far they are trusted.)
+MOST_MAP_VALUES = 2**12
 # Larger models are not converted to torch, where the module is a second copy of all weights.
 MOST_MODEL_BYTES = 2**29
 # The probes of all layers and samples are stored before the first is used.
@@ -168,6 +173,7 @@ class _ProbeComputer:
         given, inner = values[: -len(self.returned)], values[-len(self.returned) :]
         made = {t: value for t, value in zip(self.returned, inner, strict=True) if t in self.layers}
         fill = self.problem.padding.fill_padding
+        self._refuse_maps({t: v for t, v in zip(self.outputs, given, strict=True) if v.requires_grad})
         filled = {t: fill(t, v, real) for t, v in zip(self.outputs, given, strict=True) if v.requires_grad}
         outputs = [part for t, v in filled.items() for _, (part,) in take_parts(self.problem.parts, t, v)]
         if not outputs:
@@ -184,6 +190,13 @@ class _ProbeComputer:
         probes = {t: _normalize(torch.cat(parts, 1)) for t, parts in found.items() if parts}
         self.with_gradient |= {t for t, value in probes.items() if value.any()}
         return {t: value.half().cpu().numpy() for t, value in probes.items()}
+
+    def _refuse_maps(self, outputs: Mapping[str, torch.Tensor]) -> None:
+        """Raise BlockError where all outputs are maps of more than MOST_MAP_VALUES."""
+        maps = {t: math.prod(v.shape[1:]) for t, v in outputs.items() if v.dim() > 3 and math.prod(v.shape[2:]) > 1}
+        if len(maps) == len(outputs) and min(maps.values(), default=0) > MOST_MAP_VALUES:
+            name, values = next(iter(maps.items()))
+            raise BlockError(f"{name} is a map of {values:,} values, of which few random sums tell too little")
 
     def _along_direction(self, output: torch.Tensor) -> torch.Tensor:
         """The component of a part of an output along a random direction, relative to its norm: all weigh the same."""

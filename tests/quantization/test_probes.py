@@ -114,6 +114,14 @@ def test_tokens_are_output_positions(build, weigh, draw, state_of):
     assert seen.gram.shape == (1, 4, 4) and seen.columns + held_out.columns == 10 * 2 * SIGNS
 
 
+def test_a_model_that_gives_a_large_map_alone_has_none_and_says_why(build, weigh, draw, state_of, monkeypatch):
+    monkeypatch.setattr(probes_module, "MOST_MAP_VALUES", 149)
+    text = "g (float[N, 4, 5, 5] x) => (float[N, 6, 5, 5] y) { [c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }"
+    data = draw(10, 4, 5, 5)
+    state = state_of(build(text, w=weigh(6, 4, 3, 3), b=weigh(6)), data, weight_bits=4, first_last_bits=4)
+    assert probe(state, data) == (0, "y is a map of 150 values, of which few random sums tell too little")
+
+
 def test_a_model_that_torch_cannot_take_has_none_and_says_why(build, weigh, draw, state_of):
     text = "g (float[N, 4, 5, 5] x) => (float[N, 6, 5, 5] y, float[N, 6, 5, 5] z) "
     text += "{ [c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b)  [odd] z = Shrink (y) }"
