@@ -97,9 +97,10 @@ def rotate_alike(
         return original
     try:
         config = QuantizeConfig.model_validate(settings)
+        target = load_target(config.target)  # whose file may be elsewhere
     except ConfigError as error:
         raise ModelError(f"the settings in the metadata: {error}") from error
-    rotated = rewrite(copy_model(original), config, target=load_target(config.target)).model
+    rotated = rewrite(copy_model(original), config, target=target).model
     feeds = samples.read(samples.split(1)[0])
     found = Rotatable.of(rotated, measure_shapes(rotated, feeds, threads))
     if found.sizes != sizes:

@@ -121,6 +121,8 @@ def test_a_float_model_is_rotated_only_as_a_file_tells(build, monkeypatch):
         rotate_as('{"streams": [48], "heads": []}')
     with pytest.raises(ModelError, match="the settings in the metadata: weight_bits: found 5"):
         rotate_as(sizes, weight_bits=5)
+    with pytest.raises(ModelError, match="the settings in the metadata: target: found 'mine'"):
+        rotate_as(sizes, target="mine")
     monkeypatch.setattr(rotatable, "MOST_CHANGE", 0.0)
     with pytest.raises(ModelError, match="rotated as the file is, has outputs that are"):
         rotate_as(sizes)
