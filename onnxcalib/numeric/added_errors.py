@@ -32,6 +32,10 @@ class AddedErrors(NamedTuple):
         """Those of some of the channels."""
         return AddedErrors(*(each[:, channels] for each in self))
 
+    def regroup(self, groups: int, channels: int) -> AddedErrors:
+        """The same channels, in this order, as those of so many groups."""
+        return AddedErrors(*(each.reshape(groups, channels) for each in self))
+
     def cpu(self) -> AddedErrors:
         """The same in the memory that NumPy reads."""
         return AddedErrors(*(each.cpu() for each in self))

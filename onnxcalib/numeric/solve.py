@@ -83,6 +83,15 @@ class Solution:
         """The weights (G, C, K) that the integers stand for, without scale blocks."""
         return self.levels * self.scale[..., None]
 
+    def regroup(self, groups: int, channels: int) -> Solution:
+        """The same channels, in this order, as those of so many groups."""
+        integers, scale, bias = (
+            each.reshape(groups, channels, *each.shape[2:]) for each in (self.integers, self.scale, self.bias)
+        )
+        zero = None if self.zero is None else self.zero.reshape(scale.shape)
+        added = None if self.added is None else self.added.regroup(groups, channels)
+        return Solution(integers, scale, bias, zero, added)
+
     def cpu(self) -> Solution:
         """The same in the memory that NumPy reads."""
         zero = None if self.zero is None else self.zero.cpu()

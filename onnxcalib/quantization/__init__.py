@@ -17,13 +17,14 @@ Read the files in the order of the work:
   and ``ranges`` reads and writes their ranges as a file, ``histogram_file`` the histograms they come from.
   ``float_outputs`` keeps what the float model gave meanwhile.
 - ``recurrent`` solves LSTM, GRU and RNN, then ``reconstruct`` goes from block to block. ``solve`` finds the integers of
-  a layer on the ``columns`` that it reads, of which ``column_choice`` takes some; ``layer_targets`` are what the float
-  model gives there. ``siblings`` are solved together, and ``shortcuts`` are made up for. ``passing`` runs a block that
-  is not learned, while its layers are solved. ``probes`` measure how their errors change the model's outputs, and
-  ``learn`` runs AdaQuant, on blocks ``unpadded`` where texts are padded. ``params`` makes layers of it, ``state`` holds
-  them. ``views`` of samples are stored beside them where these are few. ``parallel`` reconstructs blocks apart from
-  each other, and ``spread`` gives them to workers. ``shares`` lets workers sum the moments of layers in order, each on
-  some of the samples. Either way samples are ``carried`` to them.
+  a layer on the ``columns`` that it reads, of which ``column_choice`` takes some, and ``active_range`` tells what a
+  Relu or Clip behind it lets through; ``layer_targets`` are what the float model gives there. ``siblings`` are solved
+  together, and ``shortcuts`` are made up for. ``passing`` runs a block that is not learned, while its layers are
+  solved. ``probes`` measure how their errors change the model's outputs, and ``learn`` runs AdaQuant, on blocks
+  ``unpadded`` where texts are padded. ``params`` makes layers of it, ``state`` holds them. ``views`` of samples are
+  stored beside them where these are few. ``parallel`` reconstructs blocks apart from each other, and ``spread`` gives
+  them to workers. ``shares`` lets workers sum the moments of layers in order, each on some of the samples. Either way
+  samples are ``carried`` to them.
 - ``bodies`` does all of this with the bodies of If, Loop and Scan, on ``body_samples``, and ``placed_bodies`` has what
   became of them; ``body_surroundings`` tell them what is around.
   ``shared_weights`` are those that several graphs read. Of those that layers of one graph read, ``reader_moments`` has

@@ -15,6 +15,7 @@ from ..graph.finite import explain_nan
 from ..graph.index import known_constant
 from ..graph.layout import summing_order
 from ..graph.ops import CONVOLUTIONS
+from ..numeric.active_sums import ActiveSum
 from ..numeric.gram import (
     Convolution,
     Moments,
@@ -34,6 +35,7 @@ from ..numeric.rounding import dequantize, fake_quantize, fake_quantize_rows
 from ..numeric.solve import Solution, solve_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantSpec
+from .active_range import MOST_COLUMNS, find_active_end
 from .column_choice import Chunk, ColumnChoice
 from .layer_targets import KeptTargets, Target
 from .shortcuts import find_shortcut
@@ -46,8 +48,9 @@ RELEASED_BYTES = 2**24
 
 
 def pool_sums(shares: Iterable[Sums]) -> Sums:
-    """The sums of all shares, pooled in their order."""
-    total = (MomentSum(), MomentSum())
+    """The sums of all shares, of which there is one at least, pooled in their order."""
+    shares = iter(shares)
+    total = next(shares)
     for sums in shares:
         for whole, part in zip(total, sums, strict=True):
             whole.merge(part)
@@ -87,6 +90,8 @@ class ColumnReader:
         # The float model's side was kept, or is computed here.
         self.kept = KeptTargets(self.stored, layers) if KeptTargets.has(self.stored, layers) else None
         self.block, self.extra = block, extra
+        alone = len(layers) == 1 and self.shortcut is None and not self.target.of_input
+        self.active_end = find_active_end(state, layer, shape) if alone else None
 
     @cached_property
     def prefix(self) -> SubgraphRunner:
@@ -117,6 +122,9 @@ class ColumnReader:
         measured, rows = self._measure(), rows.to(self.problem.device)
         if not measured or not all(moments.finite for moments in measured):
             return None
+        groups, channels = rows.shape[:2]
+        if self.active_end is not None:  # each channel has moments of its own
+            rows = rows.reshape(groups * channels, 1, -1)
         joined = join_groups if self.layer.op == "ConvTranspose" else lambda each: each
         prior, moments, others = Prior(), measured[0], self.state.others.get(self.layer.name)
         columns = sum(each.columns for each in measured)
@@ -148,6 +156,8 @@ class ColumnReader:
         if whole is not moments:
             biases = [bias_of_groups(moments, each.weights) for each in solved]
             solved = [replace(each, bias=bias) for each, bias in zip(solved, biases, strict=True)]
+        if self.active_end is not None:
+            solved = [each.regroup(groups, channels) for each in solved]
         return [each.cpu() for each in solved]
 
     def _pool(self, moments: Moments, others: ReaderSums, rows: torch.Tensor) -> Moments:
@@ -231,14 +241,23 @@ class ColumnReader:
             self.kept.drop()
 
     def _sum(self, numbers: range) -> Sums:
-        sums = (MomentSum(self.unit), MomentSum(self.unit))
+        end = self.active_end
+        sums: Sums = (MomentSum(self.unit), MomentSum(self.unit))
+        if end is not None:
+            sums = ActiveSum(end, self.unit), ActiveSum(end, self.unit)
         for number in numbers:
             for chunk, inputs, targets in self._read_columns(number, sum(self.stored.sizes[:number])):
+                some = slice(None) if end is None else slice(None, None, self._count_apart(inputs, chunk))
                 for total, *columns in zip(sums, chunk.part(inputs), chunk.part(targets), strict=True):
-                    total.add(*columns)
+                    total.add(*(each[:, :, some] for each in columns))
         for total in sums:
             total.close()
         return sums
+
+    def _count_apart(self, inputs: torch.Tensor, chunk: Chunk) -> int:
+        """Of how many positions of an image one is read, so that all images have MOST_COLUMNS about."""
+        positions = inputs.shape[2] // len(chunk.rows)
+        return max(1, positions * sum(self.stored.sizes) // MOST_COLUMNS)
 
     def _explain_not_finite(self) -> ModelError | DataError:
         for layer in self.layers:

@@ -21,7 +21,7 @@ from ..graph.integer_ends import give_integers, read_integers
 from ..graph.layer_params import LayerParams
 from ..graph.weight_readers import WeightReaders
 from ..layer_record import LossRecord
-from ..numeric.gram import MomentSum
+from ..numeric.active_sums import ColumnSum
 from ..numeric.reader_sums import ReaderSums
 from ..runtime.session import Session
 from ..runtime.store import Store
@@ -38,7 +38,7 @@ SHARE_SAMPLES = 96
 # What the store holds of a tensor: arrays, or what onnxruntime makes of a sequence.
 Stored = np.ndarray | list[Any]
 # Of the columns of layers that are solved together: those of the samples that are fitted, and of those held out.
-Sums = tuple[MomentSum, MomentSum]
+Sums = tuple[ColumnSum, ColumnSum]
 # The same of what other layers read by the same weight.
 ReaderMoments = tuple[ReaderSums, ReaderSums]
 

@@ -221,7 +221,7 @@ def test_the_sums_of_one_share_are_in_memory_at_a_time():
 
     def list_shares():
         for _ in range(3):
-            assert not any(each() for each in made)
+            assert not any(each() for each in made[2:])  # the first are what the others are added to
             yield make()
 
     assert [total.columns for total in pool_sums(list_shares())] == [12, 12]

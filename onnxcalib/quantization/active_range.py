@@ -1,0 +1,63 @@
+"""Which layers are solved on outputs that an activation function behind them lets through.
+
+Those of models with layers of several groups, and of weights below 4 bits or inputs below 8. Others lose less, and gain
+nothing: ResNet-20 has 0.1 dB more at W4A4, 0.1 less at W4A8 and 0.2 less at W3A8, as fewer columns are read.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..config import FULL_BITS
+from ..graph.fusion import find_bounds, upper_bound
+from ..graph.index import is_op
+from ..graph.ops import CONVOLUTIONS
+from ..spec import LayerScheme
+from .state import PROBE, ReconstructionState
+
+# The Gram matrices of all output channels together have at most so many values.
+MOST_VALUES = 2**23
+# With so many bits of weights a layer is solved for all of its outputs where it reads 8 bits.
+FEW_BITS = 4
+# Columns that are read: each output channel is multiplied by itself, and more changed little.
+MOST_COLUMNS = 12288
+
+
+def find_active_end(state: ReconstructionState, layer: LayerScheme, shape: tuple[int, ...]) -> float | None:
+    """Where the active range ends of the Relu, or Clip from 0 on, that alone reads the layer; None for other layers.
+
+    The range ends where that of the grid behind it does, if not before. shape: of the weight. Layers with a shared
+    weight, with probes or with too many inputs a channel are others too, and so are those with FEW_BITS of weights or
+    more that read 8 bits, which lose less, and all where none has several groups.
+    """
+    problem, groups = state.problem, layer.groups
+    if all(each.groups == 1 for each in problem.scheme.layers):
+        return None
+    if layer.op not in CONVOLUTIONS or layer.op == "ConvTranspose" or not layer.takes_bias:
+        return None
+    if layer.weight_spec.bits >= (FULL_BITS if layer.activation_spec.bits < FULL_BITS else FEW_BITS):
+        return None
+    if layer.weight_spec.axis is None or layer.weight_spec.block is not None:
+        return None
+    if problem.readers.has(layer.name) or PROBE + layer.output in state.stored.store or layer.name in state.given:
+        return None
+    if (groups > 1 and shape[0] > groups) or shape[0] * math.prod(shape[1:]) ** 2 > MOST_VALUES:
+        return None
+    tensor = _find_activation(state, layer.output)
+    bound = None if tensor is None else upper_bound(problem.index, tensor)
+    grid = None if tensor is None else state.grids.activations.get(tensor)
+    if bound is None or grid is None:
+        return None
+    return min(bound, float(grid.scale) * (grid.spec.qmax - int(grid.zero_point)))
+
+
+def _find_activation(state: ReconstructionState, tensor: str) -> str | None:
+    """What the Relu or Clip gives that alone reads a tensor, maybe through bounds of its channels."""
+    index = state.problem.index
+    readers = [] if tensor in index.outputs else index.readers(tensor)
+    if len(readers) != 1:
+        return None
+    (node,) = readers
+    if is_op(node, "Relu", "Clip"):
+        return str(node.output[0])
+    return _find_activation(state, node.output[0]) if find_bounds(index, node.output[0]) is node else None
