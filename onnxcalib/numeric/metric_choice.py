@@ -21,7 +21,7 @@ TRUSTS = (0.0, 0.25, 0.5, 1.0)
 # By how much the error has to fall: less is chance on the held-out samples, while the error of the layer's own output
 # rises with the trust. (In the later layers of a ViT-S that gives a map, a quarter changes it by -5% to +10%.)
 LEAST_GAIN = 0.05
-# Output channels that are solved to tell, evenly spread.
+# At least so many output channels are solved to tell, evenly spread, or all where there are fewer than twice as many.
 JUDGED = 64
 
 
