@@ -46,9 +46,10 @@ class LayerRecord:
 class LossRecord:
     """What a layer's integers add to the squared error of its outputs, as shares of the power of these outputs.
 
-    Measured about their mean on the samples that the layer is solved on, with the best bias. rounded: by rounding the
-    float weight to the nearest integers; solved: as they were solved, below zero where they also make up for some of
-    the error of what the layer reads.
+    Measured about their mean on the samples that the layer is solved on, with the best bias. Where it is solved for
+    what an activation function lets through, the other outputs count a tenth. rounded: by rounding the float weight to
+    the nearest integers; solved: as they were solved, below zero where they also make up for some of the error of what
+    the layer reads.
     """
 
     layer: str
