@@ -6,7 +6,7 @@ other samples one half chooses the iteration, and the other half decides whether
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ def _store(state: ReconstructionState, before: Sequence[Block], part: Block) -> 
     run_block(state, part, set(part.outputs), quantized=False)
 
 
-def relative_losses(learner: Learner, batches: Sequence[Batch]) -> np.ndarray:
+def relative_losses(learner: Learner, batches: Iterable[Batch]) -> np.ndarray:
     """Loss of each output on each sample, (outputs, samples).
 
     For class scores the divergence; for other outputs the squared error over the mean power of the target.

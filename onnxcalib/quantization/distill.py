@@ -82,17 +82,25 @@ def list_learned(scheme: QuantScheme) -> list[LayerScheme]:
     return [layer for layer in few if layer.weight_spec.axis is not None and not layer.weight_spec.power_of_two]
 
 
+def check_room(prepared: Prepared, needed: int) -> None:
+    """Raise BlockError where memory has no room: the system would end a run that has solved all layers."""
+    budget = prepared.config.memory_bytes
+    free = find_free() if budget is None else budget - prepared.run.resident
+    if needed > free:
+        raise BlockError(f"training takes {needed / 1e9:.2f} GB of memory, more than the {free / 1e9:.2f} GB there are")
+
+
 class _Tuning:
     """The whole model in torch with the quantized weights, runs of samples, and the float model in onnxruntime."""
 
     def __init__(self, prepared: Prepared, state: ReconstructionState, learned: Sequence[LayerScheme]) -> None:
         """Raises BlockError where torch cannot run the model."""
-        self.prepared, self.state, self.problem = prepared, state, state.problem
+        self.state, self.problem = state, state.problem
         model, self.samples = self.problem.model, prepared.samples
         if (size := model_bytes(model)) > MOST_MODEL_BYTES:
             most = MOST_MODEL_BYTES / 2**20
             raise BlockError(f"the model has {size / 2**20:.0f} MB, more than the {most:.0f} MB for torch")
-        self._check_room(COPIES * size)
+        check_room(prepared, COPIES * size)
         self.session = Session(model, threads=self.problem.threads)
         self.inputs = [value.name for value in inputs_of(model)]
         first = self.samples.read(range(self.samples.fixed_batch or 1))
@@ -111,15 +119,6 @@ class _Tuning:
         if self.padded:
             self.module = Unpadded(self.module, self.compared.names, self.problem.padding)
         self.module.to(self.problem.device)
-
-    def _check_room(self, needed: int) -> None:
-        """Raise BlockError where memory has no room: the system would end a run that has solved all layers."""
-        budget = self.prepared.config.memory_bytes
-        free = find_free() if budget is None else budget - self.prepared.run.resident
-        if needed > free:
-            raise BlockError(
-                f"training takes {needed / 1e9:.2f} GB of memory, more than the {free / 1e9:.2f} GB there are"
-            )
 
     def _choose_runs(self, module: fx.GraphModule, names: Sequence[str]) -> list[list[int]]:
         """Samples by run, a few where the module takes them together. Raises BlockError where it takes no run."""

@@ -27,10 +27,11 @@ from ..progress import track
 from ..runtime.blocks import BlockError
 from ..spec import Block
 from .biases import TOO_FEW, check_size, is_better, relative_losses
+from .distill import check_room
 from .learn import END_TO_END, Learner, convert_block
 from .prepared import Prepared
 from .state import Problem, ReconstructionState, run_block
-from .views import stores_views
+from .tensor_shapes import measure_shapes
 
 # Steps for each sample, and images of a step at most: 40 passes over the samples, each as long as 8 of the float model.
 # Models of large activations have as many steps, of fewer images: they would take long.
@@ -41,8 +42,11 @@ HOLDOUT, MOST_HELD_OUT, LEAST_DECIDING = 4, 128, 8
 MIXTURES = 2  # of each image that is held out
 # Standard errors by which the loss of the deciding ones must fall.
 CERTAIN = 1.0
+# Of all that the model makes of a step's images: what memory a step takes at most (ResNet-20: 2.8, MobileNetV2: 3.7).
+COPIES = 4
 COMPARED = 4  # images on which torch is compared with onnxruntime
-NO_IMAGES = "where layers read few bits, it takes a model with one input of images, of which there are views"
+NO_IMAGES = "where layers read few bits, it takes a model with one input of images: files, or arrays with views"
+FIXED = "where layers read few bits, it takes a model of any number of samples; export it with a free batch axis"
 SHARED = "where layers read few bits, it takes none that share a weight"
 
 
@@ -52,11 +56,8 @@ def distill_all(prepared: Prepared, state: ReconstructionState) -> tuple[bool, s
     ``state`` has the grids and the LayerParams of all layers, and stores nothing. Returns whether they changed, and a
     remark: why nothing was kept.
     """
-    axes = _find_axes(prepared)
-    if axes is None:
-        return False, NO_IMAGES
     try:
-        return _Training(prepared, state, axes).run()
+        return _Training(prepared, state, _find_axes(prepared)).run()
     except BlockError as error:
         return False, str(error)
 
@@ -80,8 +81,16 @@ class _Training:
         if self.learner.size is None:
             raise BlockError("torch takes samples of one number alone")
         self.size = min(self.learner.size, STEP_IMAGES)
+        check_room(prepared, COPIES * self.size * self._count_bytes())
         self.float = convert_block(state, whole).module.to(self.device)
         self.generator = np.random.default_rng(problem.config.seed)
+
+    def _count_bytes(self) -> int:
+        """Bytes in float32 of all that the nodes make of an image."""
+        problem = self.learner.state.problem
+        shapes = measure_shapes(problem.model, self.samples.read([0]), problem.threads)
+        made = [t for node in problem.model.graph.node for t in node.output]
+        return 4 * sum(math.prod(shapes[t]) for t in made if t in shapes)
 
     def run(self) -> tuple[bool, str | None]:
         """Train, and put what was trained into the state if it is better on the deciding images."""
@@ -90,42 +99,55 @@ class _Training:
         if count < 2 * LEAST_DECIDING:
             return False, TOO_FEW.format(len(order), 2 * HOLDOUT * LEAST_DECIDING)
         learning, (deciding, stopping) = order[count:], (self._mix_all(order[start:count:2]) for start in (0, 1))
-        before = relative_losses(self.learner, deciding)
+        before = relative_losses(self.learner, map(self._follow, deciding))
         steps = math.ceil(STEPS_A_SAMPLE * len(order))
         told = track(range(steps))
 
         def draw() -> Batch:
             next(told, None)  # tells the step before
-            return self._mix(self.generator.choice(learning, min(self.size, len(learning)), replace=False))
+            chosen = self.generator.choice(learning, min(self.size, len(learning)), replace=False)
+            return self._follow(self._mix(chosen))
 
-        outcome = self.learner.learn(draw, lambda: stopping, steps=steps, pace=PACE)
+        outcome = self.learner.learn(draw, lambda: map(self._follow, stopping), steps=steps, pace=PACE)
         if not outcome.step:
             return False, "the loss on held-out samples did not fall"
-        if not is_better(before, relative_losses(self.learner, deciding), CERTAIN):
+        if not is_better(before, relative_losses(self.learner, map(self._follow, deciding)), CERTAIN):
             return False, "what it gains on held-out samples is within their noise"
         self.learner.read_back()
         return True, f"error of blocks on held-out samples {outcome.before:.3g} before, {outcome.after:.3g} after"
 
-    def _mix(self, indices: np.ndarray) -> Batch:
-        """Mixtures of views of these images, and what the float model gives for them."""
+    def _mix(self, indices: np.ndarray) -> torch.Tensor:
+        """Mixtures of views of these images."""
         images = self.samples.read(sorted(map(int, indices)))[self.input]
         mixed = draw_mixtures(draw_views(images, self.axes, self.generator), self.axes, self.generator)
-        inputs = [torch.from_numpy(mixed).to(self.device)]
-        with torch.no_grad():
-            return inputs, list(self.float(*inputs))
+        return torch.from_numpy(mixed)
 
-    def _mix_all(self, indices: np.ndarray) -> list[Batch]:
+    def _mix_all(self, indices: np.ndarray) -> list[torch.Tensor]:
         parts = np.array_split(indices, -(-len(indices) // self.size))
         return [self._mix(part) for part in parts for _ in range(MIXTURES)]
 
+    def _follow(self, images: torch.Tensor) -> Batch:
+        """Images with what the float model gives for them; not kept, as those of all held-out ones take gigabytes."""
+        inputs = [images.to(self.device)]
+        with torch.no_grad():
+            return inputs, list(self.float(*inputs))
 
-def _find_axes(prepared: Prepared) -> tuple[int, int] | None:
-    """Axes of rows and columns of the one input, if it takes images of which there may be views."""
-    samples = prepared.samples
-    if not stores_views(prepared) or samples.fixed_batch is not None or prepared.run.quantized_samples is not None:
-        return None
-    values = samples.read([0])
-    return image_axes(next(iter(values.values())).shape, prepared.config.data) if len(values) == 1 else None
+
+def _find_axes(prepared: Prepared) -> tuple[int, int]:
+    """Axes of rows and columns of the one input, which takes image files, or arrays of which there may be views.
+
+    Raises BlockError for other models.
+    """
+    samples, config = prepared.samples, prepared.config
+    if samples.fixed_batch is not None:
+        raise BlockError(FIXED)
+    axes = None
+    if (samples.images or config.views) and prepared.run.quantized_samples is None:  # other arrays may be anything
+        values = samples.read([0])
+        axes = image_axes(next(iter(values.values())).shape, config.data) if len(values) == 1 else None
+    if axes is None:
+        raise BlockError(NO_IMAGES)
+    return axes
 
 
 def _find_whole(problem: Problem) -> Block:

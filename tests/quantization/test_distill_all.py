@@ -9,6 +9,7 @@ from PIL import Image
 
 from onnxcalib import QuantizeConfig, prepare, quantize
 from onnxcalib.quantization import distill_all
+from onnxcalib.runtime.blocks import BlockError
 from tests.small_models import run_model
 
 # Convolutions of which each reads what the one before leaves of 4 bits.
@@ -58,12 +59,18 @@ def test_training_end_to_end_brings_the_outputs_nearer_to_the_float_models_and_m
 
 @pytest.mark.parametrize(
     ("count", "views", "reason"),
-    [(16, 1, "16 samples are too few to see whether it helps, 64 would do"), (64, 0, distill_all.NO_IMAGES)],
+    [
+        (16, 1, "16 samples are too few to see whether it helps, 64 would do"),
+        (64, 0, distill_all.NO_IMAGES),
+        (64, 1, r"training takes \d+\.\d\d GB of memory, more than the \d+\.\d\d GB there are"),
+    ],
 )
-def test_where_nothing_is_trained_the_reason_is_told(deep, count, views, reason):
+def test_where_nothing_is_trained_the_reason_is_told(deep, count, views, reason, monkeypatch):
+    if reason.startswith("training"):
+        monkeypatch.setattr(distill_all, "COPIES", 10**9)
     found = quantize(deep, IMAGES[:count], settings(reconstruct=False, distill=True, views=views))
     stage = found.report.steps[-1]
-    assert (stage.name, stage.outcome, stage.reason) == ("distill", "rolled back", reason)
+    assert (stage.name, stage.outcome) == ("distill", "rolled back") and re.fullmatch(reason, stage.reason)
 
 
 def test_the_most_effort_distills_models_of_image_files_whose_layers_read_few_bits(deep, tmp_path):
@@ -80,3 +87,8 @@ def test_the_most_effort_distills_models_of_image_files_whose_layers_read_few_bi
         (IMAGES, {"distill": True}, True),
     ):
         assert prepare(deep, samples, settings(**changes)).does("distill") == distills, changes
+    fast = prepare(deep, tmp_path, settings(effort="fast", distill=True, views=None))  # which stores no views
+    assert distill_all._find_axes(fast) == (2, 3)
+    deep.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    with pytest.raises(BlockError, match="it takes a model of any number of samples"):
+        distill_all._find_axes(prepare(deep, tmp_path, settings()))
