@@ -174,7 +174,8 @@ def _describe_rotation(report: Report) -> list[str]:
     after = found["tried_db"]["mixed" if found["mixed"] else "on"]
     parts = [f"{streams} residual stream{'s' * (streams != 1)}"] if streams else []
     parts += [f"the values of {found['heads']} attentions"] if found["heads"] else []
-    parts += [f"{len(found['mixed'])} inputs of layers by a MatMul"] if found["mixed"] else []
+    mixed = len(found["mixed"])
+    parts += [f"{mixed} input{'s' * (mixed != 1)} of layers by a MatMul"] if mixed else []
     return [f"rotation: {', '.join(parts)}; {before:.1f} -> {after:.1f} dB by the rounding around them"]
 
 

@@ -80,8 +80,8 @@ class Rotation:
     def describe(self) -> str:
         """What was chosen, in one line."""
         told = ", ".join(f"{name} {value:.1f}" for name, value in self.decibels.items())
-        what = f"{self.streams} residual streams and the values of {self.heads} attentions"
-        what += f", {len(self.mixed)} inputs of layers by a MatMul" if self.mixed else ""
+        what = f"residual streams: {self.streams}, values of attentions: {self.heads}"
+        what += f", inputs of layers by a MatMul: {len(self.mixed)}" if self.mixed else ""
         return f"rotation: {what if self.count else 'none'}; dB of the worst output by rounding around them: {told}"
 
     @property

@@ -56,7 +56,7 @@ def test_the_outputs_gain_and_the_report_says_by_what(build, tmp_path, capsys, m
     losses = {each.name: each for each in (*explained.layers, *explained.others)}
     assert len(losses) == 18 and all(each.alone_db > 12 and each.at_output_db > 25 for each in losses.values())
     print_summary(rotated.report, tmp_path / "model.onnx", open_console())
-    assert "rotation: 1 residual stream, the values of 2 attentions, 1 inputs of layers" in capsys.readouterr().out
+    assert "rotation: 1 residual stream, the values of 2 attentions, 1 input of layers" in capsys.readouterr().out
     assert json.loads(rotated.report.to_json())["rotation"]["chosen"] and plain.report.rotation is None
     places = {"test": test, "output": tmp_path / "stopped.onnx"}
     with pytest.raises(KeyboardInterrupt):
