@@ -25,8 +25,13 @@ IMAGES, OTHERS = np.split(np.random.default_rng(0).normal(size=(384, 3, 8, 8)).a
 
 @pytest.fixture
 def deep(build, weigh):
-    weights = {f"w{number}": 1.5 * weigh(8, 3 if number == 1 else 8, 3, 3) for number in range(1, 5)}
-    return build(DEEP, **weights, w5=weigh(128, 5))
+    return build(DEEP, **weigh_all(weigh))
+
+
+def weigh_all(weigh, *, grouped=False):
+    inputs = {1: 3, 2: 8, 3: 8, 4: 1 if grouped else 8}
+    weights = {f"w{number}": 1.5 * weigh(8, count, 3, 3) for number, count in inputs.items()}
+    return {**weights, "w5": weigh(128, 5)}
 
 
 def settings(**changes):
@@ -73,8 +78,8 @@ def test_where_nothing_is_trained_the_reason_is_told(deep, count, views, reason,
     assert (stage.name, stage.outcome) == ("distill", "rolled back") and re.fullmatch(reason, stage.reason)
 
 
-def test_the_most_effort_distills_models_of_image_files_whose_layers_read_few_bits(deep, tmp_path):
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png")
+def test_the_most_effort_distills_models_of_image_files_whose_layers_read_few_bits(deep, build, weigh, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "0.png")
     for samples, changes, distills in (
         (tmp_path, {}, True),
         (tmp_path, {"effort": "balanced"}, False),
@@ -87,6 +92,8 @@ def test_the_most_effort_distills_models_of_image_files_whose_layers_read_few_bi
         (IMAGES, {"distill": True}, True),
     ):
         assert prepare(deep, samples, settings(**changes)).does("distill") == distills, changes
+    grouped = build(DEEP.replace("strides", "group = 8, strides"), **weigh_all(weigh, grouped=True))
+    assert not prepare(grouped, tmp_path, settings()).does("distill")
     fast = prepare(deep, tmp_path, settings(effort="fast", distill=True, views=None))  # which stores no views
     assert distill_all._find_axes(fast) == (2, 3)
     deep.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
