@@ -11,6 +11,8 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from .values import read_values
 
 Value = TypeVar("Value")
+# Of the standard operators; onnx's checker refuses a graph as an attribute of others.
+BODY_OPS = ("If", "Loop", "Scan", "SequenceMap")
 BODY, BODIES = AttributeProto.GRAPH, AttributeProto.GRAPHS  # read once, as many attributes are looked at
 
 
@@ -60,6 +62,8 @@ class Index:
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """The bodies that a node (If, Loop, Scan) carries in its attributes."""
+    if not _may_have_bodies(node):
+        return
     for attribute in node.attribute:
         kind = attribute.type
         if kind == BODY:
@@ -68,8 +72,15 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
             yield from attribute.graphs
 
 
+def _may_have_bodies(node: NodeProto) -> bool:
+    """To look at the attributes of every node takes a third of an index."""
+    return bool(node.domain) or node.op_type in BODY_OPS
+
+
 def has_bodies(node: NodeProto) -> bool:
     """Whether the node carries bodies."""
+    if not _may_have_bodies(node):
+        return False
     for attribute in node.attribute:
         kind = attribute.type
         if kind in (BODY, BODIES):
@@ -154,10 +165,9 @@ def captured_by(graph: GraphProto) -> set[str]:
 
 def reads(node: NodeProto) -> list[str]:
     """Tensors that a node reads, by its inputs first and then by its bodies, each once."""
-    own = [name for name in node.input if name]
-    if has_bodies(node):
-        own += sorted(captured(node))
-    return list(dict.fromkeys(own))
+    own = dict.fromkeys(node.input)
+    own.pop("", None)
+    return [*dict.fromkeys((*own, *sorted(captured(node))))] if has_bodies(node) else [*own]
 
 
 def constant(index: Index, name: str) -> np.ndarray | None:

@@ -44,6 +44,8 @@ def resolve_names(model: ModelProto, config: QuantizeConfig, *, before: ModelPro
     Raises ConfigError for a selector that selects no node, with the nearest name, type or tensor, and for bits of nodes
     of which none has a constant weight.
     """
+    if not (config.exclude or config.layers):
+        return Selection()
     resolver = _Resolver(model.graph, None if before is None else before.graph)
     excluded: set[str] = set()
     for selector in config.exclude:

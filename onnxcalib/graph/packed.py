@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..spec import LayerScheme, QParams, QuantSpec
 from .blocks_of_inputs import TWO_BIT_BLOCKS
@@ -190,6 +190,17 @@ def import_domain(model: ModelProto) -> None:
     if not any(entry.domain == DOMAIN for entry in model.opset_import):
         if any(node.domain == DOMAIN for node in model.graph.node):
             model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+
+
+def spell_shapes(light: ModelProto) -> None:
+    """Write each MatMulNBits of a copy without weights as a MatMul by an input, as onnx knows what shape that has."""
+    for node in light.graph.node:
+        sizes = [attribute_of(node, name, 0) for name in ("K", "N")] if node.op_type == MULTIPLY else []
+        if all(sizes) and sizes and node.domain == DOMAIN:
+            name = f"{node.name}_{MULTIPLY}_weight"
+            light.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))
+            node.op_type, node.domain, node.input[1:] = "MatMul", "", [name]
+            del node.attribute[:]
 
 
 def with_float_activations(model: ModelProto) -> ModelProto:

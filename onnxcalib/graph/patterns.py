@@ -7,9 +7,11 @@ plays no part, as long as ``probe_values`` knows its operators.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
@@ -42,6 +44,10 @@ MOST_VALUES = 2**19
 # An epsilon above this is no epsilon.
 MOST_EPSILON = 0.1
 HARD_ALPHAS = (HARD_SWISH_ALPHA, HARD_ALPHA)
+# Along each axis that scale and bias do not have; as many are close where all are.
+FEW, FEW_TOLERANCE = 4, 1e3 * TOLERANCE
+# How many readings are kept: the passes look at one model several times.
+MOST_KNOWN = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +66,9 @@ class Function:
     epsilon: float = 0.0
     scale: np.ndarray | None = None
     bias: np.ndarray | None = None
+
+
+_KNOWN: dict[bytes, Function | None] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +126,7 @@ def _is_root(index: Index, node: NodeProto) -> bool:
 class _Finder:
     def __init__(self, index: Index, types: Mapping[str, ValueInfoProto]) -> None:
         self.index, self.types = index, types
+        self.spelled: dict[str, tuple[list[str], bytes]] = {}  # node -> its operands, and all else of it
 
     def find(self, anchor: NodeProto) -> Pattern | None:
         """The largest written-out function that the node belongs to."""
@@ -186,8 +196,14 @@ class _Finder:
     def _read(self, source: str, nodes: list[NodeProto]) -> Pattern | None:
         if len(nodes) < 2:
             return None
-        reductions = [node for node in nodes if node.op_type in REDUCTIONS]
-        read = self._read_reduced(source, nodes, reductions) if reductions else self._read_pointwise(source, nodes)
+        key = self._spell(source, nodes)
+        if key not in _KNOWN:
+            reductions = [node for node in nodes if node.op_type in REDUCTIONS]
+            read = self._read_reduced(source, nodes, reductions) if reductions else self._read_pointwise(source, nodes)
+            while len(_KNOWN) >= MOST_KNOWN:
+                del _KNOWN[next(iter(_KNOWN))]
+            _KNOWN[key] = read
+        read = _KNOWN[key]
         if read is None:
             return None
         names, output = tuple(node.name for node in nodes), nodes[-1].output[0]
@@ -195,6 +211,27 @@ class _Finder:
         readers = {reader.name for tensor in inner for reader in self.index.readers(tensor)}
         closed = readers <= set(names) and not set(inner).intersection(self.index.outputs)
         return Pattern(read, names, source, output, closed)
+
+    def _spell(self, source: str, nodes: list[NodeProto]) -> bytes:
+        """All that a reading depends on: operators, attributes, constants and wiring of the nodes, and a shape."""
+        places = {"": -1, source: 0}
+        told = [repr(recorded_shape(self.types[source])).encode()]
+        for node in nodes:
+            if node.name not in self.spelled:
+                self.spelled[node.name] = [*node.input], self._spell_node(node)
+            operands, own = self.spelled[node.name]
+            told += own, repr([places.get(name) for name in operands]).encode()
+            places[node.output[0]] = len(places)
+        return hashlib.blake2b(b"".join(told), digest_size=16).digest()
+
+    def _spell_node(self, node: NodeProto) -> bytes:
+        told = [repr((node.op_type, bool(node.domain))).encode()]
+        told += [each.SerializeToString(deterministic=True) for each in sorted(node.attribute, key=lambda a: a.name)]
+        for name in node.input:
+            value = constant(self.index, name)
+            if value is not None:
+                told += repr((value.dtype.str, value.shape)).encode(), value.tobytes()
+        return hashlib.blake2b(b"".join(told), digest_size=16).digest()
 
     def _constants(self, nodes: list[NodeProto]) -> list[np.ndarray]:
         """The float constants that the nodes read."""
@@ -231,7 +268,7 @@ class _Finder:
         drawn_in_full = {
             axis for axis in range(-len(shape), 0) if _is_needed(axis, constants) or (sums and axis in axes)
         }
-        x = _draw_probe([size if axis in drawn_in_full else None for axis, size in known.items()])
+        x = _draw_probe(tuple(size if axis in drawn_in_full else None for axis, size in known.items()))
         given = None if x is None else compute(self.index, nodes, {source: x}).get(nodes[-1].output[0])
         if x is None or given is None or given.shape != x.shape:
             return None
@@ -267,13 +304,15 @@ def _known_sizes(shape: Shape, constants: list[np.ndarray]) -> dict[int, int | N
     return {axis: needed[axis] if needed[axis] > 1 else shape[axis] for axis in axes}
 
 
-def _draw_probe(known: list[int | None]) -> np.ndarray | None:
-    """Random values of these sizes, at PROBE_LEVELS along the first axis."""
+@lru_cache(maxsize=4)  # the norms of a model have one
+def _draw_probe(known: tuple[int | None, ...]) -> np.ndarray | None:
+    """Random values of these sizes, at PROBE_LEVELS along the first axis; not to be changed."""
     sizes = [size or number for size, number in zip(known, range(3, 3 + len(known)), strict=True)]
     if math.prod(sizes) > MOST_VALUES:
         return None
     drawn: np.ndarray = np.random.default_rng(0).normal(0.3, 1.5, sizes)
     drawn *= np.resize(PROBE_LEVELS, sizes[0]).reshape([-1] + [1] * (len(sizes) - 1))
+    drawn.flags.writeable = False
     return drawn
 
 
@@ -295,22 +334,22 @@ def _resize(function: Function | None, known: Mapping[int, int | None]) -> Funct
 
 
 def _match_reduced(x: np.ndarray, given: np.ndarray, axes: tuple[int, ...], epsilons: list[float]) -> Function | None:
-    powers = np.exp(x - x.max(axis=axes, keepdims=True))
-    if len(axes) == 1 and _is_close(given, powers / powers.sum(axis=axes, keepdims=True)):
-        return Function(SOFTMAX, axes=axes)
+    if len(axes) == 1 and given.min() >= 0:
+        powers = np.exp(x - x.max(axis=axes, keepdims=True))
+        if _is_close(given, powers / powers.sum(axis=axes, keepdims=True)):
+            return Function(SOFTMAX, axes=axes)
     centred = x - x.mean(axis=axes, keepdims=True)
     by_channel = axes == tuple(range(2 - x.ndim, 0)) and x.ndim > 2
     for epsilon in epsilons:
         for kind, values in ((LAYER_NORM, centred), (RMS_NORM, x)):
             with np.errstate(all="ignore"):
                 normalised = values / np.sqrt((values * values).mean(axis=axes, keepdims=True) + epsilon)
-            fits = {kind: _fit(given, normalised, axes)}
+            kinds = {kind: axes}
             if by_channel and kind == LAYER_NORM:
-                fits = {INSTANCE_NORM: _fit(given, normalised, (1 - x.ndim,)), **fits}
+                kinds[INSTANCE_NORM] = (1 - x.ndim,)
             # A norm of tokens, (samples, tokens, channels), has one scale a channel, or none.
-            order = sorted(fits, key=lambda name: (name == INSTANCE_NORM) == (x.ndim == 3))
-            for name in order:
-                if (fitted := fits[name]) is not None:
+            for name in sorted(kinds, key=lambda name: (name == INSTANCE_NORM) == (x.ndim == 3)):
+                if (fitted := _fit(given, normalised, kinds[name])) is not None:
                     scale, bias = fitted
                     return Function(name, axes=axes, epsilon=epsilon, scale=scale, bias=bias)
     return None
@@ -323,18 +362,28 @@ def _fit(
     others = tuple(axis for axis in range(-given.ndim, 0) if axis not in parameters)
     if not np.isfinite(normalised).all() or not others:
         return None
-    mean, level = normalised.mean(axis=others, keepdims=True), given.mean(axis=others, keepdims=True)
-    power = ((normalised - mean) ** 2).sum(axis=others, keepdims=True)
-    scale = ((normalised - mean) * (given - level)).sum(axis=others, keepdims=True) / np.maximum(power, 1e-30)
-    bias = level - scale * mean
-    bias = np.where(np.abs(bias) < TOLERANCE**2, 0, bias)  # what float64 leaves of none
+    few = tuple(slice(FEW) if axis in others else slice(None) for axis in range(-given.ndim, 0))
+    if given[few].size < given.size:  # what no scale and bias make of a few need not be fitted in whole
+        scale, bias = _regress(given[few], normalised[few], others)
+        if not _is_close(given[few], scale * normalised[few] + bias, FEW_TOLERANCE):
+            return None
+    scale, bias = _regress(given, normalised, others)
     if not _is_close(given, scale * normalised + bias):
         return None
     sizes = [given.shape[axis] for axis in parameters]
     return scale.reshape(sizes).astype(np.float32), bias.reshape(sizes).astype(np.float32)
 
 
-def _is_close(given: np.ndarray, wanted: np.ndarray) -> bool:
+def _regress(given: np.ndarray, normalised: np.ndarray, others: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and bias of the least squared error over these axes."""
+    mean, level = normalised.mean(axis=others, keepdims=True), given.mean(axis=others, keepdims=True)
+    power = ((normalised - mean) ** 2).sum(axis=others, keepdims=True)
+    scale = ((normalised - mean) * (given - level)).sum(axis=others, keepdims=True) / np.maximum(power, 1e-30)
+    bias = level - scale * mean
+    return scale, np.where(np.abs(bias) < TOLERANCE**2, 0, bias)  # what float64 leaves of none
+
+
+def _is_close(given: np.ndarray, wanted: np.ndarray, tolerance: float = TOLERANCE) -> bool:
     return bool(
-        np.isfinite(given).all() and np.all(np.abs(given - wanted) <= TOLERANCE * np.maximum(1, np.abs(wanted)))
+        np.isfinite(given).all() and np.all(np.abs(given - wanted) <= tolerance * np.maximum(1, np.abs(wanted)))
     )

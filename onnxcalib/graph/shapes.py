@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from onnx import GraphProto, ModelProto, ValueInfoProto, checker, shape_inference
 
 from .weightless import copy_without_weights
@@ -51,22 +53,29 @@ def describe_outputs(model: ModelProto) -> int:
 def infer_graph(model: ModelProto) -> GraphProto | None:
     """The graph without its weights, with all types and shapes that inference finds; None if inference fails.
 
-    Shapes that are computed are followed, unless the graph has vectors that are too long for it.
+    Shapes that are computed are followed, unless the graph has vectors that are too long for it. The graph is not to be
+    changed: passes that find nothing to do ask for one several times.
     """
     bare = copy_without_weights(model)
     del bare.graph.value_info[:]
     for value in bare.graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
+    return _infer(bare.SerializeToString(), LONGEST_VECTOR)
+
+
+@lru_cache(maxsize=2)
+def _infer(bare: bytes, longest: int) -> GraphProto | None:
     try:
         graph = shape_inference.infer_shapes(bare).graph
-        if not any(_is_long(value) for value in (*graph.input, *graph.value_info, *graph.output)):
+        if not any(_count_vector(value) > longest for value in (*graph.input, *graph.value_info, *graph.output)):
             graph = shape_inference.infer_shapes(bare, data_prop=True).graph
         return graph
     except INFERENCE_FAULTS:
         return None
 
 
-def _is_long(value: ValueInfoProto) -> bool:
+def _count_vector(value: ValueInfoProto) -> int:
+    """Values of a tensor of rank 1, as far as they are known; 0 of others."""
     dims = value.type.tensor_type.shape.dim  # empty where it is none
-    return len(dims) == 1 and dims[0].dim_value > LONGEST_VECTOR
+    return dims[0].dim_value if len(dims) == 1 else 0

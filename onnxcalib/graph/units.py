@@ -86,6 +86,15 @@ class Placement:
                 total += border.to_float
         return total
 
+    def bound_gain(self) -> float:
+        """No choice of units in float saves more nanoseconds: each at most its own, and the borders that it is at."""
+        gains = [unit.time.on_integers - unit.time.in_float for unit in self.units]
+        for border in self.borders:
+            paid = border.to_integers if border.maker is None else border.to_float if border.in_float else 0.0
+            for number in {*border.readers, *(() if border.maker is None else (border.maker,))}:
+                gains[number] += paid
+        return sum(gain for gain in gains if gain > 0)
+
 
 def find_units(model: ModelProto, scheme: QuantScheme, shapes: Shapes) -> Placement:
     """What the scheme puts on integers, and what the alternative costs; tensors of unknown shapes cost a node alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class Writer:
     def __init__(self, model: ModelProto) -> None:
         self.graph, self.index = model.graph, Index(model.graph)
         self.count = 0
-        self._taken = list_names(model)
+        self._model = model
         self._nodes: list[NodeProto] = []
         self._constants: dict[str, str] = {}
 
@@ -54,6 +55,10 @@ class Writer:
         if self.count:
             refill(self.graph.node, self._nodes)
         return self.count
+
+    @cached_property
+    def _taken(self) -> set[str]:
+        return list_names(self._model)
 
     def _name(self, name: str) -> str:
         return take_name(name, self._taken)

@@ -24,9 +24,8 @@ from ..graph.stream import model_bytes
 from ..runtime.session import Session
 from ..spec import QuantScheme
 
-# Runs that are timed, behind one that allocates: as many as fit into SECONDS, up to MOST_RUNS. One that takes longer is
-# timed alone, as allocating is nothing beside it.
-SECONDS, MOST_RUNS = 0.2, 20
+# Runs that are timed, behind one that allocates: until they have taken SECONDS, up to MOST_RUNS.
+SECONDS, MOST_RUNS = 0.1, 20
 SAMPLES = (64, 256, 1024)
 MOST_HELD_OUT = 256
 # The product of two matrices of SIDE values a side, and its rate on the machine of the constants: 2 cores of a Zen 4.
@@ -83,9 +82,15 @@ def count_work(model: ModelProto, scheme: QuantScheme, shapes: Shapes, seconds: 
     return Work(seconds, layers, narrow, wide, model_bytes(model), sum(sizes))
 
 
-def time_sample(model: ModelProto, feeds: dict[str, np.ndarray]) -> float:
-    """Seconds of a run of one sample in a session with all cores."""
+def warm_up(model: ModelProto, feeds: dict[str, np.ndarray]) -> Session:
+    """A session with all cores that has run once, and so has its memory."""
     session = Session(model)
+    session.run(feeds)
+    return session
+
+
+def time_sample(session: Session, feeds: dict[str, np.ndarray]) -> float:
+    """Seconds of a run of one sample; nothing else must run meanwhile."""
     return _time_least(partial(session.run, feeds), MOST_RUNS)
 
 
@@ -93,6 +98,7 @@ def estimate_runs(work: Work) -> tuple[EstimateRecord, ...]:
     """For each number of samples, at 8 and at 4 bits."""
     rng = np.random.default_rng(0)
     one = rng.standard_normal((SIDE, SIDE)).astype(np.float32)
+    np.matmul(one, one)  # which starts its threads
     slowness = _time_least(partial(np.matmul, one, one), PRODUCTS) * RATE / (2 * SIDE**3)
     return tuple(_estimate(work, bits, samples, slowness) for bits in COSTS for samples in SAMPLES)
 
@@ -114,10 +120,10 @@ def _estimate(work: Work, bits: str, samples: int, slowness: float) -> EstimateR
 
 
 def _time_least(call: partial[Any], most: int) -> float:
-    """Seconds of the fastest of some calls, which other load changes least; the first counts where it is long."""
+    """Seconds of the fastest of some calls, which other load changes least."""
     found: list[float] = []
-    while len(found) <= most and sum(found) < SECONDS:
+    while len(found) < most and sum(found) < SECONDS:
         start = time.perf_counter()
         call()
         found.append(time.perf_counter() - start)
-    return min(found[1:] or found)
+    return min(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from onnx import ModelProto
@@ -12,6 +13,7 @@ from ..contents import OutlookRecord, PortRecord
 from ..data.padding import TOKEN_IDS
 from ..data.states import may_lack
 from ..data.ways import list_ways
+from ..errors import ModelError
 from ..graph.blocks import find_blocks
 from ..graph.bodies import list_bodies
 from ..graph.edit import copy_model
@@ -27,10 +29,10 @@ from ..quantization.output_parts import find_parts
 from ..quantization.rewrite import Rewritten, rewrite
 from ..quantization.structure_rules import apply_rules, keep_operators, list_named
 from ..quantization.target_settings import settle
-from ..quantization.tensor_shapes import measure_shapes
+from ..quantization.tensor_shapes import tell_shapes
 from ..report import LeftOutRecord
 from ..targets import OWN_RUNTIME, Target, load_target
-from .estimate import count_work, estimate_runs, time_sample
+from .estimate import count_work, estimate_runs, time_sample, warm_up
 from .example import Example, make_example
 
 # What rules of placement see in samples alone.
@@ -58,18 +60,23 @@ class Sketch(Outline):
             self.noted.append(record)
 
 
-def look_ahead(model: ModelProto, ports: Sequence[PortRecord]) -> OutlookRecord:
+def look_ahead(model: ModelProto, ports: Sequence[PortRecord], beside: Executor) -> OutlookRecord:
     """What a run with the default settings would do. Raises ModelError for a model that it refuses.
 
-    ports: what the file says of the inputs.
+    ports: what the file says of the inputs. beside: one other thread, which opens a session behind what it has to do.
     """
     inputs = inputs_of(model)
     example = make_example(inputs, ports, pooled=_is_pooled(model))
-    sketch, shapes = _sketch(model, example)
+    warming = beside.submit(warm_up, model, example.feeds)
+    try:
+        sketch, shapes = _sketch(model, example)
+    except ModelError:
+        warming.cancel()
+        raise
     scheme = sketch.scheme
     costs = count_costs(sketch.model, Index(sketch.model.graph), shapes)
     layers = (*scheme.layers, *scheme.recurrent, *scheme.embeddings)
-    seconds = time_sample(model, example.feeds)
+    seconds = time_sample(warming.result(), example.feeds)
     work = count_work(sketch.model, scheme, shapes, seconds)
     states = () if any(spec.name == TOKEN_IDS for spec in inputs) else offer_states(model, inputs)
     noted, in_float = list(sketch.noted), list_in_float(sketch, scheme, sketch.config)
@@ -109,13 +116,13 @@ def _sketch(model: ModelProto, example: Example) -> tuple[Sketch, Shapes]:
     def place(rewritten: Rewritten) -> Sketch:
         prepared = rewritten.model
         found.clear()
-        found.update(measure_shapes(prepared, example.feeds))
+        found.update(tell_shapes(prepared, example.feeds))
         sketch = Sketch(
             config=config,
             original=model,
             model=prepared,
             scheme=make_settings_scheme(prepared, config, model, target.requirements),
-            parts=find_parts(prepared, example.feeds),
+            parts=find_parts(prepared, example.feeds, shapes=found),
             made_for=target,
             noted=noted,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def inspect(model: str | Path) -> Contents:
         opening = beside.submit(open_in_onnxruntime, found, forms) if forms else None
         contents = replace(contents, parameters=count_parameters(found, forms))
         if all(form.node.op_type in PACKED_WEIGHTS for form in forms):  # quantize takes the others
-            contents = _look_ahead(contents, found)
+            contents = _look_ahead(contents, found, beside)
         return contents if opening is None else _tell_quantized(contents, forms, opening.result())
 
 
@@ -69,11 +69,11 @@ def _tell_quantized(contents: Contents, forms: Sequence[LayerForm], opened: Open
     )
 
 
-def _look_ahead(contents: Contents, model: ModelProto) -> Contents:
+def _look_ahead(contents: Contents, model: ModelProto, beside: Executor) -> Contents:
     from .outlook import look_ahead  # job 1 is half of what starting takes, and quantized files need none of it
 
     try:
-        return replace(contents, outlook=look_ahead(model, contents.inputs))
+        return replace(contents, outlook=look_ahead(model, contents.inputs, beside))
     except ModelError as error:
         return replace(contents, no_outlook=str(error))
 

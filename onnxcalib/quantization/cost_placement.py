@@ -57,10 +57,13 @@ def choose_by_cost(model: ModelProto, scheme: QuantScheme, shapes: Shapes, wante
     placement = find_units(model, scheme, shapes)
     none, every = ([left] * len(placement.units) for left in (False, True))
     before, of_float, in_float = placement.time(none), placement.time(every), none
+    least = max(LEAST_SHARE * before, LEAST_TIME)
+    if placement.bound_gain() < least:  # most networks, and to look for a solver takes longer
+        return {}
     for in_float in _cut_by_terms(placement, wanted):
         if placement.time(in_float) < LEAST_GAIN * of_float:
             break
-    if before - placement.time(in_float) < max(LEAST_SHARE * before, LEAST_TIME):
+    if before - placement.time(in_float) < least:
         return {}
     return dict.fromkeys(name_nodes(model, placement, in_float), COSTS_MORE)
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx.parser
 import pytest
 
+from onnxcalib.graph import patterns
 from onnxcalib.graph.passes.normalise import normalise
 from onnxcalib.graph.patterns import (
     GELU,
@@ -197,3 +198,17 @@ def test_sizes_that_are_not_known_leave_a_norm_without_scale():
     nodes = CENTRE + "p = Pow(d, two)" + mean("\nv", "p") + "w = Add(v, e) s = Sqrt(w) y = Div(d, s)"
     (known,), (unknown,) = find_patterns(make(nodes)), find_patterns(make(nodes, "N, 6, M"))
     assert np.array_equal(known.function.scale, np.ones(4)) and unknown.function.scale is None
+
+
+def test_a_function_is_read_once_and_again_where_a_constant_or_a_shape_differs(monkeypatch):
+    nodes = LAYER_NORMS["Pow, Div"]
+    (first,) = find_patterns(make(nodes))
+    scaled = make(nodes)
+    gain = next(tensor for tensor in scaled.graph.initializer if tensor.name == "g")
+    gain.CopyFrom(onnx.numpy_helper.from_array(np.float32([1, 2, 3, 4]), "g"))
+    (second,) = find_patterns(scaled)
+    assert np.allclose(first.function.scale, [1.5, 0.5, -2, 3]) and np.allclose(second.function.scale, [1, 2, 3, 4])
+    assert not find_patterns(make(nodes.replace("Add(v, e)", "Add(v, half)")))  # which is no epsilon
+    monkeypatch.setattr(patterns, "compute", None)
+    (again,) = find_patterns(make(nodes))
+    assert again.function is first.function and again.nodes == first.nodes

@@ -11,6 +11,7 @@ from onnxruntime.quantization import QuantFormat
 import onnxcalib
 from onnxcalib import Contents, ModelError, inspect
 from onnxcalib.contents import GridRecord, TypeRecord, spell_shape
+from onnxcalib.inspection import outlook, run
 
 NET = """g (float[N, 4, 6, 6] x) => (float[N, 5] y) <int64[2] unread = {1, 2}> { [c] c = Conv (x, w1, b1)
     [r] r = Relu (c)  [p] p = GlobalAveragePool (r)  [f] f = Flatten (p)  [h] y = Gemm <transB = 1> (f, w3, b3) }"""
@@ -170,3 +171,30 @@ def test_a_tensor_whose_data_are_not_what_it_declares_is_refused(net, read):
     net.graph.initializer[1].raw_data = bytes(12)
     with pytest.raises(ModelError, match="bytes of raw_data found"):
         read(net)
+
+
+def test_a_sample_is_timed_when_no_session_is_opened_beside_it(read, build, draw, monkeypatch):
+    model = build(
+        """g (float[N, 32] x) => (float[N, 4] y) {
+            [b] b = com.microsoft.MatMulNBits <K = 32, N = 32, bits = 4, block_size = 32> (x, q, s)
+            [h] y = MatMul (b, w) }""",
+        q=np.zeros((32, 1, 16), np.uint8), s=draw(32), w=draw(32, 4),
+    )  # fmt: skip
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    order = []
+
+    def note(name, call):
+        def noted(*given):
+            order.append(f"{name} begins")
+            found = call(*given)
+            order.append(name)
+            return found
+
+        return noted
+
+    monkeypatch.setattr(outlook, "warm_up", note("warm up", outlook.warm_up))
+    monkeypatch.setattr(outlook, "time_sample", note("time", outlook.time_sample))
+    monkeypatch.setattr(run, "open_in_onnxruntime", note("open", run.open_in_onnxruntime))
+    found = read(model)
+    assert order == ["open begins", "open", "warm up begins", "warm up", "time begins", "time"]
+    assert found.outlook.sample_seconds > 0 and [each.op for each in found.quantized] == ["MatMulNBits"]

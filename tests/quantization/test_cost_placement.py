@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from onnx import numpy_helper, parser
@@ -9,7 +11,9 @@ from onnx import numpy_helper, parser
 from onnxcalib import QuantizeConfig, prepare, quantize
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.kernel_times import KernelTime, time_node
+from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.graph.units import Unit, find_units
+from onnxcalib.quantization import cost_placement
 from onnxcalib.quantization.cost_placement import COSTS_MORE, Rounding, cut_units, name_nodes
 from onnxcalib.quantization.tensor_shapes import measure_shapes
 
@@ -77,9 +81,18 @@ def test_a_layer_to_which_the_settings_give_bits_is_quantized(thin):
     assert "thin" in {layer.name for layer in prepared.scheme.layers}
 
 
-def test_dense_layers_are_on_integers():
+def test_dense_layers_are_on_integers_and_no_cut_is_looked_for(monkeypatch):
+    monkeypatch.setattr(cost_placement, "cut", None)
     prepared = make(weigh(WIDE, w=(64, 64, 3, 3)), draw(64, 32, 32))
     assert not prepared.in_float and len(prepared.scheme.layers) == 2
+
+
+def test_no_choice_saves_more_than_the_bound(thin):
+    shapes = measure_shapes(thin, {"x": draw(16, 64, 64)[:1]})
+    placement = find_units(thin, make_scheme(thin), shapes)
+    none, *choices = product((False, True), repeat=len(placement.units))
+    gains = [placement.time([*none]) - placement.time([*choice]) for choice in choices]
+    assert 0 < max(gains) <= placement.bound_gain() < placement.time([*none])
 
 
 def test_a_tiny_model_is_quantized_whole(thin):

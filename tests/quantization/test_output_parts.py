@@ -6,6 +6,7 @@ import torch
 
 from onnxcalib.quantization.output_parts import find_parts, list_parts, take_parts
 from onnxcalib.quantization.output_tally import OutputTally
+from onnxcalib.quantization.tensor_shapes import measure_shapes
 from onnxcalib.report import list_judged, list_rows, spell_worst
 
 HEAD = """[b3] b3 = Conv (x, wb)  [s3] s3 = Conv (x, ws)
@@ -26,11 +27,13 @@ def detector(build, weigh):
 
 
 def test_boxes_and_scores_of_all_levels_are_two_parts(detector, draw):
-    found = find_parts(detector, {"x": draw(2, 3, 8, 8)})
+    feeds = {"x": draw(2, 3, 8, 8)}
+    found = find_parts(detector, feeds)
     assert [(part.label, part.tensors) for part in found["y"]] == [
         ("[:, :, 0:4]", ("b3", "b4")),
         ("[:, :, 4:7]", ("s3", "s4")),
     ]
+    assert find_parts(detector, feeds, shapes=measure_shapes(detector, feeds)) == found
 
 
 def test_parts_hold_for_other_sizes_of_the_other_axes_only(detector, draw):

@@ -19,6 +19,8 @@ def fold_hardsigmoid(model: ModelProto) -> int:
     ``clip(alpha (W x + b) + beta, 0, 1) = clip((alpha W) x + (alpha b + beta), 0, 1)``. HardSigmoid has no integer
     kernel, and a grid that ends inside of [0, 1] absorbs the Clip.
     """
+    if not any(is_op(node, "HardSigmoid") for node in model.graph.node):
+        return 0
     index = Index(model.graph)
     taken = list_names(model)
     ends: list[str] = []

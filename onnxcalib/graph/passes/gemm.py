@@ -9,6 +9,7 @@ from ..edit import remove_nodes, write_attributes, write_operand
 from ..finite import is_weight
 from ..index import Index, attribute_of, constant, is_op, known_constant
 from ..shapes import infer_shapes
+from ..values import TYPES
 from ..writer import Writer
 
 
@@ -31,7 +32,7 @@ def normalise_gemm(model: ModelProto) -> int:
         if add is None:
             continue
         bias = next(name for name in add.input if name != node.output[0])
-        columns = known_constant(index, node.input[1]).shape[1]
+        columns = index.initializers[node.input[1]].dims[1]
         value = known_constant(index, bias)
         node.op_type = "Gemm"
         if value.shape == (columns,):
@@ -87,7 +88,7 @@ def flatten_products(model: ModelProto) -> int:
             writer.keep(node)
             continue
         source, weight = node.input
-        columns = known_constant(writer.index, weight).shape[1]
+        columns = writer.index.initializers[weight].dims[1]
         bias = next(name for name in add.input if name != node.output[0])
         value = known_constant(writer.index, bias)
         if value.shape != (columns,):
@@ -118,11 +119,11 @@ def _fold_factors(model: ModelProto, index: Index, node: NodeProto) -> int:
 
 
 def _flatten_bias(model: ModelProto, index: Index, node: NodeProto) -> int:
-    weight = constant(index, node.input[1])
+    weight = index.initializers.get(node.input[1])
     bias = constant(index, node.input[2]) if len(node.input) > 2 and node.input[2] else None
     if weight is None or bias is None:
         return 0
-    columns = weight.shape[0 if attribute_of(node, "transB", 0) else 1]
+    columns = weight.dims[0 if attribute_of(node, "transB", 0) else 1]
     if bias.shape == (columns,) or bias.size not in (1, columns) or bias.shape[:-1] not in ((), (1,)):
         return 0
     write_operand(model.graph, index, node, 2, np.broadcast_to(bias.reshape(-1), (columns,)))
@@ -131,9 +132,11 @@ def _flatten_bias(model: ModelProto, index: Index, node: NodeProto) -> int:
 
 def _bias_add(index: Index, node: NodeProto) -> NodeProto | None:
     """The Add of a constant with one value, or one a column, that alone reads a MatMul by a constant float matrix."""
-    weight = constant(index, node.input[1])
+    weight = index.initializers.get(node.input[1])
     readers = index.readers(node.output[0])
-    if weight is None or weight.ndim != 2 or weight.dtype.kind != "f" or node.input[0] in index.initializers:
+    if weight is None or len(weight.dims) != 2 or node.input[0] in index.initializers:
+        return None
+    if TYPES[weight.data_type].kind != "f":
         return None
     if node.output[0] in index.outputs or len(readers) != 1 or not is_op(readers[0], "Add"):
         return None
@@ -145,7 +148,7 @@ def _bias_add(index: Index, node: NodeProto) -> NodeProto | None:
         bias is not None
         and is_weight(bias)
         and bias.ndim <= 2
-        and bias.size in (1, weight.shape[1])
+        and bias.size in (1, weight.dims[1])
         and bias.shape[:-1] in ((), (1,))
     )
     return readers[0] if fits else None

@@ -15,6 +15,8 @@ def split_hardswish(model: ModelProto) -> int:
     onnxruntime does the same, but after it has looked for integer kernels, so that the product and what reads it stay
     float. The product has the name and the output of the HardSwish.
     """
+    if not any(is_op(node, "HardSwish") for node in model.graph.node):
+        return 0
     taken = list_names(model)
     nodes: list[NodeProto] = []
     count = 0

@@ -22,7 +22,9 @@ def globalise_pools(model: ModelProto) -> int:
     nodes = [node for node in model.graph.node if is_op(node, "AveragePool", "ReduceMean")]
     whole = whole_nodes(model) if nodes else frozenset()
     nodes = [node for node in nodes if node.name not in whole]
-    types = infer_types(model) if nodes else {}
+    if not nodes:
+        return 0
+    types = infer_types(model)
     index = Index(model.graph)
     taken = list_names(model)
     count = 0

@@ -54,6 +54,8 @@ def products_as_layers(model: ModelProto, keep: Collection[str] = ()) -> list[st
 
 def _read_matmul(writer: Writer, node: NodeProto, shapes: dict[str, Shape]) -> _Product | None:
     """The product, if exactly one operand is a constant, of a form that is no layer's yet."""
+    if _is_matrix(writer, node.input[1]) and node.input[0] not in writer.index.initializers:  # a layer, as most are
+        return None
     left, right = (_weight(writer, name) for name in node.input)
     if (left is None) == (right is None):
         return None
@@ -65,6 +67,11 @@ def _read_matmul(writer: Writer, node: NodeProto, shapes: dict[str, Shape]) -> _
     if shape is None or len(shape) < 2 or 0 in weight.shape or inner == 1 or (weight.ndim == 2 and not from_left):
         return None
     return _Product(writer, node, weight, shape, from_left)
+
+
+def _is_matrix(writer: Writer, name: str) -> bool:
+    tensor = writer.index.initializers.get(name)
+    return tensor is not None and len(tensor.dims) == 2
 
 
 def _weight(writer: Writer, name: str) -> np.ndarray | None:

@@ -34,6 +34,8 @@ def write_as_convolutions(model: ModelProto, keep: Collection[str] = ()) -> list
     The Conv has the node's name. A Relu or Clip behind it comes in front of the DepthToSpace. Weight and bias have to
     be constants, and both strides the same. Nodes of the names in ``keep`` stay. Returns the names of the others.
     """
+    if not any(is_op(node, "ConvTranspose") for node in model.graph.node):
+        return []
     index = Index(model.graph)
     taken = list_names(model)
     behind: dict[str, NodeProto] = {}
