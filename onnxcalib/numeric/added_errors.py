@@ -11,6 +11,7 @@ Shapes: G groups, C output channels and K inputs a group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,11 @@ class AddedErrors(NamedTuple):
     def take(self, channels: slice) -> AddedErrors:
         """Those of some of the channels."""
         return AddedErrors(*(each[:, channels] for each in self))
+
+    @classmethod
+    def join(cls, parts: Sequence[AddedErrors]) -> AddedErrors:
+        """Those of the channels of all parts."""
+        return cls(*(torch.cat(each, 1) for each in zip(*parts, strict=True)))
 
     def regroup(self, groups: int, channels: int) -> AddedErrors:
         """The same channels, in this order, as those of so many groups."""

@@ -111,7 +111,10 @@ class Solution:
         integers, scale, bias = (
             torch.cat([getattr(part, name) for part in parts], 1) for name in ("integers", "scale", "bias")
         )
-        return cls(integers, scale, bias, torch.cat(zeros, 1) if zeros else None)
+        added = [part.added for part in parts if part.added is not None]
+        return cls(
+            integers, scale, bias, torch.cat(zeros, 1) if zeros else None, AddedErrors.join(added) if added else None
+        )
 
 
 def solve_layer(

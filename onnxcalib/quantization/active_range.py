@@ -15,12 +15,13 @@ from ..graph.ops import CONVOLUTIONS
 from ..spec import LayerScheme
 from .state import PROBE, ReconstructionState
 
-# The Gram matrices of all output channels together have at most so many values.
-MOST_VALUES = 2**23
+# The Gram matrices of all output channels together have at most so many values. They are made for a few channels at a
+# time, so that this bounds the time: some 5 CPU seconds.
+MOST_VALUES = 2**26
 # With so many bits of weights a layer is solved for all of its outputs where it reads 8 bits.
 FEW_BITS = 4
 # Columns that are read: each output channel is multiplied by itself, and more changed little.
-MOST_COLUMNS = 12288
+MOST_COLUMNS = 8192
 
 
 def find_active_end(state: ReconstructionState, layer: LayerScheme, shape: tuple[int, ...]) -> float | None:

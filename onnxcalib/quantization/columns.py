@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from ..graph.finite import explain_nan
 from ..graph.index import known_constant
 from ..graph.layout import summing_order
 from ..graph.ops import CONVOLUTIONS
-from ..numeric.active_sums import ActiveSum
+from ..numeric.active_sums import ActiveColumns, ActiveSum, ChannelSum
+from ..numeric.channel_solve import solve_channels
 from ..numeric.gram import (
     Convolution,
     Moments,
@@ -119,12 +121,16 @@ class ColumnReader:
         rows (G, C, K): channels of all layers, in their order. with_added: see ``solve_layer``. None without any
         column, or where products of inputs overflow. Raises DataError for values that are not finite.
         """
-        measured, rows = self._measure(), rows.to(self.problem.device)
+        rows = rows.to(self.problem.device)
+        width = self.problem.config.search_width
+        summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
+        if self.active_end is not None:
+            sums, widths = self._measure_channels(), [width(spec.bits) for spec in specs]
+            apart = solve_channels(sums, rows, specs, widths=widths, summing=summing, with_added=with_added)
+            return apart and [each.cpu() for each in apart]
+        measured = self._measure()
         if not measured or not all(moments.finite for moments in measured):
             return None
-        groups, channels = rows.shape[:2]
-        if self.active_end is not None:  # each channel has moments of its own
-            rows = rows.reshape(groups * channels, 1, -1)
         joined = join_groups if self.layer.op == "ConvTranspose" else lambda each: each
         prior, moments, others = Prior(), measured[0], self.state.others.get(self.layer.name)
         columns = sum(each.columns for each in measured)
@@ -145,8 +151,6 @@ class ColumnReader:
         if moments.gram.nbytes > RELEASED_BYTES:
             release()
         metric = None if metrics is None or not trust else replace(metrics[0].pooled(metrics[1]), trust=trust)
-        width = self.problem.config.search_width
-        summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
         whole = joined(moments)
         solve = partial(solve_layer, prior=prior, output_metric=metric, summing=summing, with_added=with_added)
         solved = [solve(whole, rows, spec, width=width(spec.bits)) for spec in specs]
@@ -156,8 +160,6 @@ class ColumnReader:
         if whole is not moments:
             biases = [bias_of_groups(moments, each.weights) for each in solved]
             solved = [replace(each, bias=bias) for each, bias in zip(solved, biases, strict=True)]
-        if self.active_end is not None:
-            solved = [each.regroup(groups, channels) for each in solved]
         return [each.cpu() for each in solved]
 
     def _pool(self, moments: Moments, others: ReaderSums, rows: torch.Tensor) -> Moments:
@@ -224,10 +226,20 @@ class ColumnReader:
         sizes = inputs.shape[1:-1] if window is None else output_sizes(window, inputs.shape[2:])
         return len(inputs), math.prod(sizes)
 
+    def _pool_sums(self) -> Sums:
+        elsewhere = self.state.sum_elsewhere
+        return elsewhere(self.layers) if elsewhere is not None else pool_sums(self.sum_shares())
+
+    def _measure_channels(self) -> list[ChannelSum]:
+        """As ``_measure``, where each channel has moments of its own."""
+        seen = [cast(ChannelSum, total) for total in self._pool_sums() if total.columns]
+        if not all(total.seen_finite() for total in seen):
+            raise self._explain_not_finite()
+        return seen
+
     def _measure(self) -> list[Moments]:
         """Moments of the samples that are fitted, then of the held-out ones; left out is what has no column."""
-        elsewhere = self.state.sum_elsewhere
-        sums = elsewhere(self.layers) if elsewhere is not None else pool_sums(self.sum_shares())
+        sums = self._pool_sums()
         seen = [replace(total.centre(), of_input=self.target.of_input) for total in sums if total.columns]
         if not all(moments.seen_finite for moments in seen):
             raise self._explain_not_finite()
@@ -244,7 +256,8 @@ class ColumnReader:
         end = self.active_end
         sums: Sums = (MomentSum(self.unit), MomentSum(self.unit))
         if end is not None:
-            sums = ActiveSum(end, self.unit), ActiveSum(end, self.unit)
+            kind = ActiveColumns if self.layer.groups == 1 else ActiveSum
+            sums = kind(end, self.unit), kind(end, self.unit)
         for number in numbers:
             for chunk, inputs, targets in self._read_columns(number, sum(self.stored.sizes[:number])):
                 some = slice(None) if end is None else slice(None, None, self._count_apart(inputs, chunk))
