@@ -11,7 +11,8 @@ Read the files in this order.
   from the grids of ``row_grids`` on, with as much of that metric as ``metric_choice`` finds to help, ``added_errors``
   tells what these add to the layer's error, ``channel_solve`` those of layers whose channels have moments of their own,
   ``solve_blocks`` those of blocks of inputs with scales and zero points of their own, which ``scale_blocks`` fits,
-  ``equalize`` evens channels that share a scale, ``smooth`` those of activations, and ``rotation`` mixes these.
+  ``equalize`` evens channels that share a scale, ``smooth`` those of activations, and ``rotation`` and ``mixing`` mix
+  these.
 - Learning: ``adaquant`` and ``distill`` in torch, with a ``learned_weight`` in blocks, by ``adam``; ``statistics`` and
   ``views`` beside them.
 - Measuring: ``metrics``, ``divergence``, ``intervals``, ``fill`` and ``diagnosis``; ``margins`` and ``unseen`` tell

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from ..config import FULL_BITS
+from ..config import FULL_BITS, QuantizeConfig
 from ..graph.fusion import find_bounds, upper_bound
 from ..graph.index import is_op
 from ..graph.ops import CONVOLUTIONS
@@ -20,8 +20,9 @@ from .state import PROBE, ReconstructionState
 MOST_VALUES = 2**26
 # With so many bits of weights a layer is solved for all of its outputs where it reads 8 bits.
 FEW_BITS = 4
-# Columns that are read: each output channel is multiplied by itself, and more changed little.
-MOST_COLUMNS = 8192
+# Columns that are read for each branch of the search, and at most, as they wait in memory. (MobileNetV2 at W3A8 and 8
+# branches: scores correlate by 0.848 with the float model's, and by 0.846 with 1,024 a branch.)
+COLUMNS_A_BRANCH, MOST_COLUMNS = 1600, 2**15
 
 
 def find_active_end(state: ReconstructionState, layer: LayerScheme, shape: tuple[int, ...]) -> float | None:
@@ -50,6 +51,11 @@ def find_active_end(state: ReconstructionState, layer: LayerScheme, shape: tuple
     if bound is None or grid is None:
         return None
     return min(bound, float(grid.scale) * (grid.spec.qmax - int(grid.zero_point)))
+
+
+def count_columns(config: QuantizeConfig, layer: LayerScheme) -> int:
+    """The most columns that a layer with an active range is solved on."""
+    return min(COLUMNS_A_BRANCH * config.search_width(layer.weight_spec.bits), MOST_COLUMNS)
 
 
 def _find_activation(state: ReconstructionState, tensor: str) -> str | None:

@@ -37,7 +37,7 @@ from ..numeric.rounding import dequantize, fake_quantize, fake_quantize_rows
 from ..numeric.solve import Solution, solve_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantSpec
-from .active_range import MOST_COLUMNS, find_active_end
+from .active_range import count_columns, find_active_end
 from .column_choice import Chunk, ColumnChoice
 from .layer_targets import KeptTargets, Target
 from .shortcuts import find_shortcut
@@ -268,9 +268,9 @@ class ColumnReader:
         return sums
 
     def _count_apart(self, inputs: torch.Tensor, chunk: Chunk) -> int:
-        """Of how many positions of an image one is read, so that all images have MOST_COLUMNS about."""
+        """Of how many positions of an image one is read, so that all images have no more than ``count_columns``."""
         positions = inputs.shape[2] // len(chunk.rows)
-        return max(1, positions * sum(self.stored.sizes) // MOST_COLUMNS)
+        return max(1, -(-positions * sum(self.stored.sizes) // count_columns(self.problem.config, self.layer)))
 
     def _explain_not_finite(self) -> ModelError | DataError:
         for layer in self.layers:

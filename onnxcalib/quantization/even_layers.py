@@ -6,7 +6,7 @@ A channel of small weights has few levels beside one of large weights, where a w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,12 +33,19 @@ MOST_SAMPLES = 64  # whose moments are as good as those of more
 
 
 def even_layers(
-    model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, threads: int = 0, *, few_levels: bool = True
+    model: ModelProto,
+    scheme: QuantScheme,
+    samples: CalibrationSet,
+    threads: int = 0,
+    *,
+    few_levels: bool = True,
+    but: Collection[str] = (),
 ) -> dict[str, tuple[float, float]]:
     """Scale the channels between layers whose weights have one scale each, or of which some read few levels.
 
-    few_levels: whether layers that read few levels ask for it, some of them depthwise. Returns the least and the
-    greatest factor of each set of tensors that have the same, under the name of one.
+    few_levels: whether layers that read few levels ask for it, some of them depthwise. but: tensors that stay, as their
+    channels were mixed. Returns the least and the greatest factor of each set of tensors that have the same, under the
+    name of one.
     The float model's outputs on the samples stay as they are. A Clip(0, c) has one bound for all channels, so that
     those that reach it keep one common factor, by which the bound is multiplied too. Where grids do what Clips do, for
     onnxruntime, each channel has a bound of its own in place of that (see ``scale_junction``).
@@ -55,6 +62,7 @@ def even_layers(
     junctions, readers = find_junctions(model, layers)
     if not one_scale:
         junctions = [each for each in junctions if any(layer.name in few for layer in each.readers)]
+    junctions = [each for each in junctions if each.tensors.keys().isdisjoint(but)]
     if not junctions:
         return {}
     around = [t for name in readers for t in (layers[name].input, layers[name].output)]

@@ -33,6 +33,7 @@ from ..report import name_some
 from ..runtime.session import Session, is_float
 from ..spec import InputSpec, QuantScheme
 from .approximations import approximate
+from .bottlenecks import mix_bottlenecks
 from .channel_scales import even_channels
 from .checkpoints import open_of_run
 from .class_axes import find_class_axes
@@ -202,8 +203,10 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
     for line in find_unlike_joins(model, scheme, samples, run.threads) if grouped else ():
         run.warn(line)
     # Weights that bodies and the graph around them share have the factors of all of them, or none.
-    evened = even_layers(model, scheme, samples, run.threads, few_levels=run.shared is None and not planned)
-    if evened:
+    few_levels = run.shared is None and not planned
+    mixed = mix_bottlenecks(model, scheme, samples, run.threads) if few_levels else {}
+    evened = even_layers(model, scheme, samples, run.threads, few_levels=few_levels, but=mixed)
+    if evened or mixed:
         scheme = prepared.make_widest_scheme()
     rescales = not grouped or run.target.rewrites.rescaled_inputs
     found = find_lossless_grids(model, scheme, samples, PaddingMask(model), run.threads, rescales=rescales)
@@ -212,6 +215,7 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
         "even_channels": len(unlike),
         "even_joins": len(joins),
         "even_layers": len(evened),
+        "mix_bottlenecks": len(mixed),
         "rotate": rotated,
         "smooth": smoothed,
         "rescale_input": len(found.rescaled),
@@ -225,8 +229,8 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
     fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids)
     factors = {} if smoothing is None else smoothing.by_layer
     factors |= {name: each.factor for name, each in unlike.items()}
-    fitted = replace(fitted, tied=find_tied(model), factors=factors, evened=evened)
-    if rotated or unlike or joins or evened or smoothed or found.rescaled or fitted.tied:
+    fitted = replace(fitted, tied=find_tied(model), factors=factors, evened=evened, mixed=mixed)
+    if rotated or unlike or joins or evened or mixed or smoothed or found.rescaled or fitted.tied:
         fitted = replace(fitted, scheme=fitted.make_scheme())
     return fitted.leave(_find_ahead(model, found.rescaled)) if grouped else fitted
 

@@ -21,6 +21,7 @@ from ..graph.passes.equalize import EVENED_KEY
 from ..graph.passes.even_bits import even_bits
 from ..graph.passes.even_joins import find_scaled, fold_scales
 from ..graph.passes.joint_reads import join_reads
+from ..graph.passes.mix import MIXED_KEY
 from ..graph.passes.rescale import fold_integer_pads
 from ..graph.squashed import find_squashed
 from ..report import MeasuredOn
@@ -64,8 +65,9 @@ class Prepared(Outline):
     where they are from. lossless: grids that hold the first layers' inputs without error, as found in some of the
     samples. padding: the padding mask of ``model``. class_axes: see ``find_class_axes``. smoothing, rotation: what
     was chosen, None where none was tried. evened: activation -> the least and the greatest factor of its channels
-    between layers, for one of each set. sources: see ``identify_weights``, before channels have factors, in a model
-    with bodies and in bodies. factors: layer -> those (channels,) of what it reads.
+    between layers, for one of each set. mixed: the same of the singular values of what mixes channels. sources: see
+    ``identify_weights``, before channels have factors, in a model with bodies and in bodies. factors: layer -> those
+    (channels,) of what it reads.
     """
 
     run: Run
@@ -80,6 +82,7 @@ class Prepared(Outline):
     smoothing: Smoothing | None = field(default=None, repr=False)
     rotation: Rotation | None = field(default=None, repr=False)
     evened: Mapping[str, tuple[float, float]] = field(default_factory=dict, repr=False)
+    mixed: Mapping[str, tuple[float, float]] = field(default_factory=dict, repr=False)
     statistics: Statistics | None = field(default=None, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
     factors: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -99,7 +102,7 @@ class Prepared(Outline):
     @property
     def channel_factors(self) -> dict[str, tuple[float, float]]:
         """Activation -> the least and the greatest factor of its channels, where it was given factors."""
-        return {**self.evened, **({} if self.smoothing is None else self.smoothing.ends)}
+        return {**self.evened, **self.mixed, **({} if self.smoothing is None else self.smoothing.ends)}
 
     @cached_property
     def squashed(self) -> Mapping[str, str]:
@@ -227,6 +230,7 @@ class Prepared(Outline):
             **({} if self.smoothing is None or not self.smoothing.muls else {SMOOTHING_KEY: str(self.smoothing.name)}),
             **({} if rotated is None else {ROTATION_KEY: rotated}),
             **({EVENED_KEY: str(evened)} if evened else {}),
+            **({MIXED_KEY: str(len(self.mixed))} if self.mixed else {}),
             BITS_KEY: json.dumps({k.name: str(k.bits) for k in scheme.stored}),
         }
         kept = {entry.key: entry.value for entry in quantized.metadata_props}  # a float model may have some of ours

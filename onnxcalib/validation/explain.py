@@ -15,6 +15,7 @@ from ..errors import CONTROLS, ModelError
 from ..graph.index import reads
 from ..graph.inspect.quantized_layers import FLOAT_BITS, QuantizedLayer
 from ..graph.passes.equalize import EVENED_KEY
+from ..graph.passes.mix import MIXED_KEY
 from ..graph.passes.normalise import tidy
 from ..quantization.output_parts import Parts
 from ..quantization.rotatable import rotate_alike
@@ -23,7 +24,7 @@ from ..verdict import Explanation, LayerLoss
 from .bodies import pair_bodies
 from .pair import name_float_nodes, pair_layers
 from .reasons import find_reasons
-from .smoothed import scale_evened, write_mixed, write_smoothed
+from .smoothed import mix_bottlenecks_alike, scale_evened, write_mixed, write_smoothed
 from .survey import SAMPLES, Measured, Survey
 
 # The layers that limit the outputs are the worst ones that make up this share of all layers' losses, WORST at most.
@@ -97,7 +98,10 @@ class _Surveys:
         """Measure the layers of a graph, and of its bodies on what these read in runs of the float model."""
         original, names = name_float_nodes(original, as_layers=self._as_layers, on_integers=self._on_integers)
         quantized, threads = tidy(quantized), self._threads
-        if any(entry.key == EVENED_KEY for entry in quantized.metadata_props):
+        keys = {entry.key for entry in quantized.metadata_props}
+        if MIXED_KEY in keys:
+            mix_bottlenecks_alike(original, quantized, samples, SAMPLES, threads)
+        if EVENED_KEY in keys:
             scale_evened(original, quantized, samples, SAMPLES, threads)
         write_smoothed(original, quantized, samples, SAMPLES, threads)
         write_mixed(original, quantized)

@@ -16,6 +16,7 @@ from ..graph.edit import add_constant, refill, reroute
 from ..graph.index import Index, is_op, known_constant
 from ..graph.layers import find_layers
 from ..graph.passes.equalize import find_junctions, scale_junction
+from ..graph.passes.mix import find_bottlenecks, mix_bottleneck
 from ..graph.passes.rotate import ROTATED
 from ..graph.passes.smooth import SMOOTHED
 from ..quantization.batches import batch_size
@@ -23,6 +24,10 @@ from ..runtime.session import Session
 
 NAME = re.compile(rf"(.+)_{SMOOTHED}(?:_\d+)?")
 MIXED = re.compile(rf".+_{ROTATED}(?:_\d+)?")
+# Positions of a sample, about, on which a matrix is fitted.
+POSITIONS = 256
+# Condition of a matrix up to which it can be one that mixes channels.
+WELL_POSED = 1e3
 # By constants they make what a layer reads; the others put it on grids in between.
 MIXERS, ROUNDERS = ("Mul", "Reshape", "MatMul"), ("QuantizeLinear", "Clip", "DequantizeLinear")
 
@@ -74,6 +79,44 @@ def write_mixed(original: ModelProto, quantized: ModelProto) -> None:
             original.graph.node.append(made)
             at = node.output[0]
             taken.add(at)
+
+
+def mix_bottlenecks_alike(
+    original: ModelProto, quantized: ModelProto, samples: CalibrationSet, most: int, threads: int
+) -> None:
+    """Mix the channels of bottlenecks of ``original`` as the quantized model's are: neither's outputs change by that.
+
+    The matrix is the one that comes nearest to what the quantized layers give, by least squares.
+    """
+    index, made = Index(original.graph), {t for node in quantized.graph.node for t in node.output}
+    found = find_bottlenecks(original, {each.name: each for each in find_layers(original, index, 8, 8)})
+    given = {each.makers[0].output: each for each in found if each.makers[0].output in made}
+    if not given:
+        return
+    sessions = [Session(each, also=sorted(given), threads=threads, optimize=False) for each in (original, quantized)]
+    sums: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    done = 0
+    for feeds in samples.batches(min(batch_size(sessions[0], samples), most)):
+        pair = [session.run(feeds, sorted(given)) for session in sessions]
+        for tensor in given:
+            x, y = (_take_columns(values[tensor]) for values in pair)
+            if len(x) == len(y):
+                before = sums.get(tensor, (0.0, 0.0))
+                sums[tensor] = before[0] + y @ x.T, before[1] + x @ x.T
+        done += samples.count(feeds)
+        if done >= most:
+            break
+    for tensor, (both, own) in sums.items():
+        matrix = np.linalg.lstsq(own, both.T, rcond=None)[0].T
+        if np.linalg.cond(matrix) < WELL_POSED:  # few samples may not tell all of it
+            mix_bottleneck(original, given[tensor], matrix)
+
+
+def _take_columns(values: np.ndarray) -> np.ndarray:
+    """Some positions of all samples as columns (K, any), float64."""
+    flat = values.reshape(*values.shape[:2], -1)
+    some = flat[:, :, :: max(1, flat.shape[2] // POSITIONS)]
+    return np.moveaxis(some, 1, 0).reshape(values.shape[1], -1).astype(np.float64)
 
 
 def scale_evened(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, most: int, threads: int) -> None:

@@ -7,8 +7,8 @@ several nodes as onnxruntime fuses them, ``masks``, ``l2_norms`` and ``hard_sigm
 ``einsum``, ``transposed``, ``products``, ``gemm``, ``pool``, ``attributes``, ``axes``, ``hardswish``, ``gates``,
 ``pads`` and ``duplicates`` write operators with integer kernels. ``draws`` is for whatever is run: it makes random
 values the same in both models. ``rescale`` gives layers an input without rounding error, ``smooth`` evens the channels
-of one, ``rotate`` mixes those of transformers, ``even_joins`` brings what a Concat joins to one scale, and ``equalize``
-moves factors between layers. Four passes are for quantized graphs: ``joint_reads`` keeps functions together,
-``even_bits`` has operators read and give as many bits; two return a copy, ``unsigned_weights``, which makes sums exact,
-and ``saturating_sums``, which makes them saturate.
+of one, ``rotate`` mixes those of transformers, ``mix`` those of bottlenecks, ``even_joins`` brings what a Concat joins
+to one scale, and ``equalize`` moves factors between layers. Four passes are for quantized graphs: ``joint_reads`` keeps
+functions together, ``even_bits`` has operators read and give as many bits; two return a copy, ``unsigned_weights``,
+which makes sums exact, and ``saturating_sums``, which makes them saturate.
 """

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from onnxcalib import QuantizeConfig, quantize
+from onnxcalib.data import open_calibration
+from onnxcalib.graph.load import inputs_of
+from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.numeric.rotation import turn
+from onnxcalib.quantization.bottlenecks import mix_bottlenecks
+from onnxcalib.validation.explain import explain
+
+NET = """g (float[N, 3, 6, 6] x) => (float[N, 5, 6, 6] y) {
+    [first] f = Conv (x, w0)  [relu] a = Relu (f)  [project] p = Conv (a, w1)  [expand] u = Conv (p, w2)
+    [act] r = Relu (u)  [mid] d = Conv <group = 8> (r, w3)  [cut] e = Relu (d)  [last] y = Conv (e, w4)
+}"""
+
+
+@pytest.fixture
+def net(build, weigh):
+    """A bottleneck p of which sums of channels that hardly vary count as much as those that vary most."""
+    scales = turn(4) @ np.diag(np.geomspace(0.1, 1, 4)) @ turn(4, 1)
+    w1, w2 = scales @ weigh(4, 6), weigh(8, 4) @ np.linalg.inv(scales)
+    return build(
+        NET, w0=weigh(6, 3, 1, 1), w1=w1[..., None, None].astype(np.float32), w3=weigh(8, 1, 1, 1),
+        w2=w2[..., None, None].astype(np.float32), w4=weigh(5, 8, 1, 1),
+    )  # fmt: skip
+
+
+def mix(net, x, bits=4):
+    scheme = make_scheme(net, activation_bits=bits)
+    return mix_bottlenecks(net, scheme, open_calibration(x, inputs_of(net)), 1)
+
+
+def test_bottlenecks_that_layers_of_few_bits_read_are_mixed_and_the_outputs_stay(net, draw, run):
+    x = draw(16, 3, 6, 6)
+    (before,) = run(net, x)
+    assert not mix(net, x, bits=8)
+    ((tensor, (least, most)),) = mix(net, x).items()
+    assert tensor == "p" and 0 < least < most
+    np.testing.assert_allclose(run(net, x)[0], before, rtol=1e-3, atol=1e-4)
+
+
+def test_a_matrix_that_gains_too_little_on_other_samples_is_not_taken(net, draw, monkeypatch):
+    assert not mix(net, draw(1, 3, 6, 6))
+    monkeypatch.setattr("onnxcalib.quantization.bottlenecks.WORTH", 0.01)
+    assert not mix(net, draw(16, 3, 6, 6))
+
+
+def test_every_layer_of_a_mixed_file_is_judged_and_it_is_nearer_to_the_float_model(net, draw, run, monkeypatch):
+    x, found = draw(32, 3, 6, 6), []
+    (wanted,) = run(net, x)
+    for mixes in (mix_bottlenecks, lambda *_: {}):
+        monkeypatch.setattr("onnxcalib.quantization.prepare.mix_bottlenecks", mixes)
+        found.append(quantize(net, x, QuantizeConfig(activation_bits=4, placement="all", threads=1)))
+    errors = [np.square(run(each.model, x)[0] - wanted).mean() for each in found]
+    assert found[0].report.passes["mix_bottlenecks"] == 1
+    assert errors[0] < errors[1]
+    told = explain(net, found[0].model, open_calibration(x, inputs_of(net)))
+    assert {loss.name for loss in told.layers} >= {"expand"}
+    assert all(loss.all_before_db > 8 for loss in told.layers)
