@@ -24,7 +24,8 @@ from ..graph.stream import model_bytes
 from ..runtime.session import Session
 from ..spec import QuantScheme
 
-# Runs that are timed, behind one that allocates: until they have taken SECONDS, up to MOST_RUNS.
+# Runs that are timed, behind one that allocates, until all have taken SECONDS: up to MOST_RUNS. A first one that takes
+# as long is timed alone, as allocating adds a fifth at most.
 SECONDS, MOST_RUNS = 0.1, 20
 SAMPLES = (64, 256, 1024)
 MOST_HELD_OUT = 256
@@ -82,15 +83,8 @@ def count_work(model: ModelProto, scheme: QuantScheme, shapes: Shapes, seconds: 
     return Work(seconds, layers, narrow, wide, model_bytes(model), sum(sizes))
 
 
-def warm_up(model: ModelProto, feeds: dict[str, np.ndarray]) -> Session:
-    """A session with all cores that has run once, and so has its memory."""
-    session = Session(model)
-    session.run(feeds)
-    return session
-
-
 def time_sample(session: Session, feeds: dict[str, np.ndarray]) -> float:
-    """Seconds of a run of one sample; nothing else must run meanwhile."""
+    """Seconds of a run of one sample in a session with all cores; nothing else must run meanwhile."""
     return _time_least(partial(session.run, feeds), MOST_RUNS)
 
 
@@ -98,7 +92,6 @@ def estimate_runs(work: Work) -> tuple[EstimateRecord, ...]:
     """For each number of samples, at 8 and at 4 bits."""
     rng = np.random.default_rng(0)
     one = rng.standard_normal((SIDE, SIDE)).astype(np.float32)
-    np.matmul(one, one)  # which starts its threads
     slowness = _time_least(partial(np.matmul, one, one), PRODUCTS) * RATE / (2 * SIDE**3)
     return tuple(_estimate(work, bits, samples, slowness) for bits in COSTS for samples in SAMPLES)
 
@@ -120,10 +113,10 @@ def _estimate(work: Work, bits: str, samples: int, slowness: float) -> EstimateR
 
 
 def _time_least(call: partial[Any], most: int) -> float:
-    """Seconds of the fastest of some calls, which other load changes least."""
+    """Seconds of the fastest of some calls, which other load changes least; the first counts where it is long."""
     found: list[float] = []
-    while len(found) < most and sum(found) < SECONDS:
+    while len(found) <= most and sum(found) < SECONDS:
         start = time.perf_counter()
         call()
         found.append(time.perf_counter() - start)
-    return min(found)
+    return min(found[1:] or found)

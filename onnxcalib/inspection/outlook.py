@@ -31,8 +31,9 @@ from ..quantization.structure_rules import apply_rules, keep_operators, list_nam
 from ..quantization.target_settings import settle
 from ..quantization.tensor_shapes import tell_shapes
 from ..report import LeftOutRecord
+from ..runtime.session import Session
 from ..targets import OWN_RUNTIME, Target, load_target
-from .estimate import count_work, estimate_runs, time_sample, warm_up
+from .estimate import count_work, estimate_runs, time_sample
 from .example import Example, make_example
 
 # What rules of placement see in samples alone.
@@ -67,16 +68,16 @@ def look_ahead(model: ModelProto, ports: Sequence[PortRecord], beside: Executor)
     """
     inputs = inputs_of(model)
     example = make_example(inputs, ports, pooled=_is_pooled(model))
-    warming = beside.submit(warm_up, model, example.feeds)
+    opening = beside.submit(Session, model)
     try:
         sketch, shapes = _sketch(model, example)
     except ModelError:
-        warming.cancel()
+        opening.cancel()
         raise
     scheme = sketch.scheme
     costs = count_costs(sketch.model, Index(sketch.model.graph), shapes)
     layers = (*scheme.layers, *scheme.recurrent, *scheme.embeddings)
-    seconds = time_sample(warming.result(), example.feeds)
+    seconds = time_sample(opening.result(), example.feeds)
     work = count_work(sketch.model, scheme, shapes, seconds)
     states = () if any(spec.name == TOKEN_IDS for spec in inputs) else offer_states(model, inputs)
     noted, in_float = list(sketch.noted), list_in_float(sketch, scheme, sketch.config)

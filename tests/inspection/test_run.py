@@ -192,9 +192,9 @@ def test_a_sample_is_timed_when_no_session_is_opened_beside_it(read, build, draw
 
         return noted
 
-    monkeypatch.setattr(outlook, "warm_up", note("warm up", outlook.warm_up))
+    monkeypatch.setattr(outlook, "Session", note("load", outlook.Session))
     monkeypatch.setattr(outlook, "time_sample", note("time", outlook.time_sample))
     monkeypatch.setattr(run, "open_in_onnxruntime", note("open", run.open_in_onnxruntime))
     found = read(model)
-    assert order == ["open begins", "open", "warm up begins", "warm up", "time begins", "time"]
+    assert order == ["open begins", "open", "load begins", "load", "time begins", "time"]
     assert found.outlook.sample_seconds > 0 and [each.op for each in found.quantized] == ["MatMulNBits"]

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 from onnx import ModelProto, NodeProto
 
-from ..edit import remove_nodes
+from ..edit import remove_nodes, replace_names
 from ..index import Index, captured, has_bodies, known_constant
 from ..ops import LAYERS, RANDOM_OPS
 from ..patterns import whole_nodes
@@ -30,7 +30,8 @@ def merge_duplicates(model: ModelProto) -> int:
     renamed: dict[str, str] = {}
     merged = []
     for node in model.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
+        if not renamed.keys().isdisjoint(node.input):
+            replace_names(node.input, renamed)
         if node.domain or node.op_type in RANDOM_OPS + LAYERS or has_bodies(node) or node.name in whole:
             continue
         same = first.setdefault(_describe(index, node), node)
