@@ -46,9 +46,8 @@ def watch(model: Path, samples, config) -> tuple[float, list[tuple[float, float]
     """Seconds of the run, and (time, seconds that were told to be left) while there was an estimate."""
     import onnxcalib.pipeline
     from onnxcalib.cli.progress import ProgressObserver
-    from onnxcalib.cli.remaining import expect_stages
 
-    observer, ended, told = ProgressObserver(quiet=True, expected=expect_stages(config)), threading.Event(), []
+    observer, ended, told = ProgressObserver(quiet=True, config=config), threading.Event(), []
     start = time.monotonic()
 
     def look() -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
 from rich.text import Text
 
+from onnxcalib.config import QuantizeConfig
 from onnxcalib.errors import escape_controls
 from onnxcalib.report import BlockRecord, Observer
 
 from .console import WIDEST, PlainConsole, print_lines
-from .remaining import ONE_PASS, Remaining, spell_seconds
+from .remaining import ONE_PASS, Remaining, spell_seconds, time_stages
 from .table import find_mark, shorten
 
 BAR, LEAST_TEXT = 10, 8  # columns of the bar, and of what is told beside it
@@ -27,15 +28,16 @@ EVERY = {60.0: 10.0, 600.0: 30.0, float("inf"): 60.0}
 class ProgressObserver(Observer):
     """Tells notes, warnings and progress, or with ``quiet`` warnings alone, until the end of its ``with``.
 
-    expected: stages of the run -> how long each takes, as of ``expect_stages``; without it the time that is left is
-    told of the current stage alone, but for the ``last`` one. A stage is named once it has something to tell.
+    config: of ``quantize``, from which it is known how long stages take that the run tells to expect; otherwise the
+    time that is left is told of the current stage alone, but for the ``last`` one. A stage is named once it has
+    something to tell.
     """
 
-    def __init__(self, *, quiet: bool = False, expected: Mapping[str, float] | None = None, last: str = "") -> None:
+    def __init__(self, *, quiet: bool = False, config: QuantizeConfig | None = None, last: str = "") -> None:
         self._console = PlainConsole(stderr=True)
         self._console.width = min(self._console.width, WIDEST)
         self._quiet = quiet
-        self._remaining = Remaining(expected or {}, last)
+        self._remaining, self._config = Remaining(last), config
         self._stage, self._kind, self._what = "", "", ""  # kind: what is counted, such as blocks; what: the last one
         self._done = self._total = 0
         self._named = False
@@ -72,6 +74,10 @@ class ProgressObserver(Observer):
         self._stage, self._kind, self._what, self._named = name, "", "", False
         self._done = self._total = 0
         self._show()
+
+    def expect(self, stages: Sequence[str]) -> None:
+        if self._config is not None:
+            self._remaining.expect(time_stages(stages, self._config))
 
     def progress(self, done: int, total: int) -> None:
         if self._kind and self._done < self._total:  # blocks or layers are told in place of what each does

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from mimetypes import guess_type
 from pathlib import Path
 from typing import Annotated
 
@@ -75,9 +74,8 @@ def _run(
     from onnxcalib import pipeline
 
     from .progress import ProgressObserver
-    from .remaining import expect_stages
 
-    with ProgressObserver(quiet=quiet, expected=expect_stages(settings, images=_has_images(calib))) as observer:
+    with ProgressObserver(quiet=quiet, config=settings) as observer:
         result = pipeline.quantize(model, calib, settings, **given, output=output, observer=observer)
     result.save(output, **{name: None if path == STDOUT else path for name, path in reports.items()})
     if STDOUT in reports.values():
@@ -94,11 +92,6 @@ def _run(
 
         print_lint(replace(lint, model=str(output)), screen)
     return lint is None or lint.passed
-
-
-def _has_images(calib: Path) -> bool:
-    """Whether samples are image files, as far as their names tell."""
-    return any((guess_type(entry.name)[0] or "").startswith("image/") for entry in calib.glob("*"))
 
 
 def _draw(text: str) -> str:

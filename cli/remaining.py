@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from onnxcalib.config import EFFORTS, FULL_BITS, QuantizeConfig
+from onnxcalib.config import FULL_BITS, QuantizeConfig
 
 ONE_PASS = ("explain",)  # stages of which one pass, over the layers, is nearly all
 UNIT = "calibrate"  # the stage that others are compared with: passes of the float model over the samples
@@ -20,40 +20,37 @@ TUNED = {"distill": 10.0, "statistics": 2.0, "biases": 10.0}
 DISTILLED_FEW_BITS = 150.0  # of a model whose layers read few bits
 
 
-def expect_stages(config: QuantizeConfig, *, images: bool = False) -> dict[str, float]:
-    """The stages of ``quantize`` from calibration on, in order -> how often as long as that each takes.
-
-    images: whether the samples are image files.
-    """
+def time_stages(stages: Sequence[str], config: QuantizeConfig) -> dict[str, float]:
+    """Calibration and the stages of ``quantize`` behind it -> how often as long as that each takes."""
+    few = max(config.weight_bits, config.activation_bits) < FULL_BITS
     solved = SOLVED if config.weight_bits >= FULL_BITS else SOLVED_FEW_BITS[config.effort]
-    tuned = {name: time for name, time in TUNED.items() if config.does(name)}
-    distills = config.distill
-    if distills is None and config.does("reconstruct") and not config.parallel:
-        distills = EFFORTS[config.effort].distills
-    if images and distills and max(config.weight_bits, config.activation_bits) < FULL_BITS:
-        tuned = {"distill": DISTILLED_FEW_BITS, **{name: tuned[name] for name in tuned if name != "distill"}}
-    return {
-        UNIT: 1.0,
+    times = {
         "reconstruct": solved if config.does("reconstruct") else ROUNDED,
-        **({"evaluate": 1.0} if tuned else {}),
-        **tuned,
+        "evaluate": 1.0,
         "verify": VERIFIED,
+        **TUNED,
+        "distill": DISTILLED_FEW_BITS if few else TUNED["distill"],
     }
+    return {UNIT: 1.0, **{name: times[name] for name in stages if name in times}}
 
 
 class Remaining:
     """Hears the stages of a run, and says how many seconds it still takes.
 
-    expected: as of ``expect_stages``. last: the stage with which the run is as good as over; what is known of the whole
-    of it is known of the run.
+    last: the stage with which the run is as good as over; what is known of the whole of it is known of the run.
     """
 
-    def __init__(self, expected: Mapping[str, float], last: str = "") -> None:
-        self._expected, self._last_stage = expected, last
+    def __init__(self, last: str = "") -> None:
+        self._expected: Mapping[str, float] = {}
+        self._last_stage = last
         self._stage, self._unit = "", 0.0
         self._begun = self._counted = self._last = time.monotonic()
         self._share = self._first = self._next = 0.0
         self._whole = False
+
+    def expect(self, times: Mapping[str, float]) -> None:
+        """The current stage and what follows -> how often as long as calibration each takes; see ``time_stages``."""
+        self._expected = times
 
     def begin(self, stage: str) -> None:
         if self._stage == UNIT and self._share:  # it was computed, and not known from an earlier run

@@ -329,14 +329,14 @@ class Observer:
         ``validate`` are load, compare, clock, check kernels, saturate, explain.
         """
 
+    def expect(self, stages: Sequence[str]) -> None:
+        """These stages follow the current one, and then the run ends."""
+
     def note(self, text: str) -> None:
         """One line worth reading in a log."""
 
     def warn(self, text: str) -> None:
-        """One line that the user should act on; issued as an OnnxCalibWarning unless a subclass overrides it.
-
-        ``warnings.warn``, and not the log alone, which is silent until an application asks for it: users can act.
-        """
+        """One line that the user should act on; issued as an OnnxCalibWarning unless a subclass overrides it."""
         warnings.warn(text, OnnxCalibWarning, stacklevel=_count_own_frames() + 1)
 
     def progress(self, done: int, total: int) -> None:
@@ -361,6 +361,9 @@ class LoggedObserver(Observer):
     def stage(self, name: str) -> None:
         LOGGER.info("%s ...", name)
         self._observer.stage(name)
+
+    def expect(self, stages: Sequence[str]) -> None:
+        self._observer.expect(stages)
 
     def note(self, text: str) -> None:
         LOGGER.info("%s", text)

@@ -115,12 +115,16 @@ def test_every_call_is_passed_on(caplog):
     block = BlockRecord("b", (), "solved", loss_before=0.5, loss_after=0.25)
     wanted = [("stage", "plan"), ("note", "n"), ("warn", "w"), ("blocks", 3), ("planned", "a"), ("block", block)]
     with caplog.at_level(logging.DEBUG, logger="onnxcalib"):
-        LoggedObserver(Recorder()).progress(1, 2)  # which is for those who watch, not for a log
-        assert calls.pop() == ("progress", 1, 2)
+        for name, values in (("progress", (1, 2)), ("expect", (["verify"],))):  # for those who watch, not for a log
+            getattr(LoggedObserver(Recorder()), name)(*values)
+            assert calls.pop() == (name, *values)
         for name, value in wanted:
             getattr(LoggedObserver(Recorder()), name)(value)
     assert calls == wanted and len(caplog.records) == len(wanted)
-    assert {name for name in vars(Observer) if not name.startswith("_")} == {"progress", *(name for name, _ in wanted)}
+    assert {name for name in vars(Observer) if not name.startswith("_")} == {
+        *("progress", "expect"),
+        *(name for name, _ in wanted),
+    }
 
 
 def test_without_a_handler_the_log_is_silent():

@@ -42,6 +42,7 @@ from .prepared import Prepared
 from .state import ReconstructionState
 from .unpadded import Unpadded
 
+DISTILL, STATISTICS, BIASES = "distill", "statistics", "biases"  # stages that tune, in order
 # Passes over the samples that are learned from, and steps at most.
 PASSES, MOST_STEPS = 10, 256
 # Samples of a step, and positions of next-token distributions in it, at most.
@@ -80,6 +81,13 @@ def list_learned(scheme: QuantScheme) -> list[LayerScheme]:
         return []
     few = [layer for layer in scheme.layers if layer.weight_spec.bits < FULL_BITS and layer.op != "ConvTranspose"]
     return [layer for layer in few if layer.weight_spec.axis is not None and not layer.weight_spec.power_of_two]
+
+
+def list_tuning(prepared: Prepared) -> list[str]:
+    """The tuning stages of the run; distillation where there are layers to train, or where it is asked for."""
+    names = [name for name in (DISTILL, STATISTICS, BIASES) if prepared.does(name)]
+    needed = prepared.config.distill or prepared.distills or list_learned(prepared.scheme)
+    return [name for name in names if name != DISTILL or needed]
 
 
 def check_room(prepared: Prepared, needed: int) -> None:

@@ -23,7 +23,7 @@ from ..spec import Block, Grids, QuantScheme
 from .biases import tune_biases
 from .block_checkpoints import SHARED, BlockCheckpoints, digest_decisions
 from .checkpoints import RANGES, TUNED, Calibrated, Tuned, find_changed
-from .distill import distill_weights, list_learned
+from .distill import DISTILL, STATISTICS, distill_weights, list_tuning
 from .distill_all import distill_all
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
@@ -47,7 +47,6 @@ from .state import Problem, ReconstructionState, StoredActivations, Views
 from .statistics import STATISTICS_SAMPLES, tune_statistics
 from .views import choose_views, stores_views
 
-DISTILL, STATISTICS, BIASES = "distill", "statistics", "biases"
 # Fewer samples misjudge: on 4 a rounded ResNet-20 seems to gain nothing, on 8 it gains 1.2 dB of the 1.6 of 32.
 FIRST_LOOK = 8
 
@@ -93,6 +92,9 @@ def calibrate_ranges(prepared: Prepared, *, alone: bool = False) -> Ranges:
 
     run = prepared.run
     with run.stage("calibrate"):
+        tuning = [] if alone else list_tuning(prepared)
+        later = ["reconstruct", *(["evaluate", *tuning] if tuning else []), "verify"]
+        run.observer.expect([] if alone else later)
         if prepared.smoothing is not None:  # not before: now the settings are known to fit the model
             run.checkpoints.keep((SMOOTHING, prepared.smoothing, Smoothing))
         if prepared.rotation is not None:
@@ -262,7 +264,7 @@ def _tune(
     prepared: Prepared, state: ReconstructionState, batch: int, decisions: str
 ) -> tuple[tuple[Grids, dict[str, LayerParams]], tuple[StageRecord, ...]]:
     """Grids and layers after the tuning stages, each kept only if it brings the outputs nearer to the float model's."""
-    run, names = prepared.run, _list_stages(prepared)
+    run, names = prepared.run, list_tuning(prepared)
     if not names:
         return (state.grids, state.layers), ()
     known = run.checkpoints.find(TUNED, Tuned)
@@ -297,13 +299,6 @@ def _tune(
             run.observer.note(f"{name}: {records[-1].outcome}{f', {remark}' if remark else ''}")
             keep()
     return best[:2], tuple(records)
-
-
-def _list_stages(prepared: Prepared) -> list[str]:
-    """The tuning stages of the run; distillation where there are layers to train, or where it is asked for."""
-    names = [name for name in (DISTILL, STATISTICS, BIASES) if prepared.does(name)]
-    needed = prepared.config.distill or prepared.distills or list_learned(prepared.scheme)
-    return [name for name in names if name != DISTILL or needed]
 
 
 def _open_evaluator(prepared: Prepared, float_outputs: Store) -> Evaluator:

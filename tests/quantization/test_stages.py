@@ -107,13 +107,23 @@ def test_ranges_of_another_model_are_refused_before_planning_and_preparing(net, 
     assert heard == []
 
 
-def test_verify_gives_the_report_of_quantize(net, samples):
-    config = QuantizeConfig(steps=5, weight_bits=4)
+def test_verify_gives_the_report_of_quantize_which_tells_what_follows_calibration(net, samples):
+    heard, told = [], []
+
+    class Listener(onnxcalib.Observer):
+        def stage(self, name):
+            heard.append(name)
+
+        def expect(self, stages):
+            told.extend([heard[-1], *stages])
+
+    config = QuantizeConfig(steps=5, weight_bits=4, statistics=True)
     prepared = onnxcalib.prepare(net, samples, config)
     found = onnxcalib.reconstruct(prepared)
     report = onnxcalib.verify(prepared, found, onnxcalib.emit(prepared, found))
-    wanted = onnxcalib.quantize(net, samples, config).report
+    wanted = onnxcalib.quantize(net, samples, config, observer=Listener()).report
     assert (report.outputs, report.layers, report.left_out) == (wanted.outputs, wanted.layers, wanted.left_out)
+    assert told == heard[-5:] == ["calibrate", "reconstruct", "evaluate", "statistics", "verify"]
 
 
 def test_a_stage_that_is_called_again_leaves_no_second_line_in_the_report(net, samples):
