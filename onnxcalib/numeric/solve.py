@@ -38,8 +38,8 @@ from .row_grids import RowGrids, list_grids, measure_rounding
 from .scale_blocks import ScaleBlocks
 from .solve_blocks import round_blocks, solve_blocks
 
-# Most ridge of the metric in which integers are chosen, in the same units: it only steadies an estimate from few
-# samples.
+# Most ridge of the metric in which integers are chosen, in the same units, unless ``damping`` asks for more: it only
+# steadies an estimate from few samples.
 DAMPING = 0.1
 # Rows of candidates that are rounded at once may take so many bytes.
 ROW_BYTES = 16 * 2**20
@@ -123,6 +123,7 @@ def solve_layer(
     spec: QuantSpec,
     *,
     prior: Prior,
+    damping: float = 0.0,
     width: int = 1,
     output_metric: OutputMetric | None = None,
     summing: torch.Tensor | None = None,
@@ -130,7 +131,8 @@ def solve_layer(
 ) -> Solution:
     """Integers, scales and bias of one layer whose float weight is ``weight`` (G, C, K).
 
-    width: branches of the K-best search. output_metric: integers are chosen for the least error of the model's outputs
+    damping: the least ridge of the metric in which integers are chosen, in the units of the prior's. width: branches of
+    the K-best search. output_metric: integers are chosen for the least error of the model's outputs
     instead of the layer's; the optimum W* stays that of the layer. summing (K,): the inputs in the order in which the
     kernel sums their products, which makes the pairs of a pair_limit; None: as they are. with_added: what the
     integers add to the layer's error is found too.
@@ -138,7 +140,7 @@ def solve_layer(
     weight, equations = weight.double(), Equations.of(moments, weight)
     order = _rounding_order(moments.gram, spec, summing)
     # The prior's ridge is for noise in the optimum; the metric has none.
-    ridge = min(prior.ridge, DAMPING)
+    ridge = max(min(prior.ridge, DAMPING), damping)
     gram = equations.gram if output_metric is None else output_metric.blend(equations.gram)
     gram = _permute(gram[torch.arange(len(gram), device=gram.device)[:, None], order], order)
     gram.diagonal(dim1=1, dim2=2).add_(equations.least.clamp_min(ridge))

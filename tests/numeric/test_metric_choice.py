@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from onnxcalib.numeric.gram import Moments
-from onnxcalib.numeric.metric_choice import choose_trust
+from onnxcalib.numeric.metric_choice import choose_damping, choose_trust
 from onnxcalib.numeric.output_metric import OutputMetric
 from onnxcalib.numeric.prior import Prior
 from onnxcalib.spec import QuantSpec
 
-INPUTS, FOUR = 24, QuantSpec(4, True, True, axis=0)
+INPUTS, INPUTS_OF_MANY, FOUR = 24, 256, QuantSpec(4, True, True, axis=0)
 
 
 def draw(rows, columns, seed):
@@ -27,3 +27,22 @@ def test_a_metric_is_trusted_where_it_tells_of_other_samples(directions, columns
     moments = Moments(gram, weight.clone(), zeros.double(), torch.zeros(1, 16).double(), 1000)
     found = choose_trust(metrics, moments, weight, FOUR, Prior())
     assert found == (1.0 if trusted else 0.0)
+
+
+def measure(weight, columns, seed):
+    inputs = draw(INPUTS_OF_MANY, columns, seed)
+    gram = (inputs @ inputs.T / columns)[None]
+    zeros = torch.zeros(1, INPUTS_OF_MANY).double(), torch.zeros(1, weight.shape[1]).double()
+    return Moments(gram, weight @ gram, *zeros, columns)
+
+
+@pytest.mark.parametrize(("columns", "damped"), [(384, True), (6000, False)])
+def test_integers_are_damped_where_the_samples_are_few(columns, damped):
+    weight = draw(6, INPUTS_OF_MANY, 0)[None]
+    fitted, held_out = (measure(weight, count, seed) for seed, count in enumerate((columns, 3000), 1))
+    assert (choose_damping(fitted, held_out, weight, FOUR, Prior(0.003)) > 0) == damped
+
+
+def test_layers_of_few_inputs_are_not_damped():
+    fitted = Moments(*(torch.full((), float("nan")),) * 4, 1)
+    assert choose_damping(fitted, fitted, draw(16, 9, 0)[None], FOUR, Prior()) == 0.0
