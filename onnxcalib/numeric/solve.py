@@ -131,11 +131,10 @@ def solve_layer(
 ) -> Solution:
     """Integers, scales and bias of one layer whose float weight is ``weight`` (G, C, K).
 
-    damping: the least ridge of the metric in which integers are chosen, in the units of the prior's. width: branches of
-    the K-best search. output_metric: integers are chosen for the least error of the model's outputs
-    instead of the layer's; the optimum W* stays that of the layer. summing (K,): the inputs in the order in which the
-    kernel sums their products, which makes the pairs of a pair_limit; None: as they are. with_added: what the
-    integers add to the layer's error is found too.
+    damping: least ridge of the metric in which integers are chosen, in the prior's units. width: branches of the K-best
+    search. output_metric: integers are chosen for the least error of the model's outputs instead of the layer's; the
+    optimum W* stays that of the layer. summing (K,): the inputs in the order in which the kernel sums their products,
+    which makes the pairs of a pair_limit; None: as they are. with_added: what integers add to the layer's error, too.
     """
     weight, equations = weight.double(), Equations.of(moments, weight)
     order = _rounding_order(moments.gram, spec, summing)

@@ -1,7 +1,7 @@
 """Which layers are solved on outputs that an activation function behind them lets through.
 
-Those of models with layers of several groups, and of weights below 4 bits or inputs below 8. Others lose less, and gain
-nothing: ResNet-20 has 0.1 dB more at W4A4, 0.1 less at W4A8 and 0.2 less at W3A8, as fewer columns are read.
+Those with weights of less than 8 bits, of models with layers of several groups. Others lose less, and gain nothing:
+ResNet-20 has 0.1 dB more at W4A4, 0.1 less at W4A8 and 0.2 less at W3A8, as fewer columns are read.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from .state import PROBE, ReconstructionState
 # The Gram matrices of all output channels together have at most so many values. They are made for a few channels at a
 # time, so that this bounds the time: some 5 CPU seconds.
 MOST_VALUES = 2**26
-# With so many bits of weights a layer is solved for all of its outputs where it reads 8 bits.
-FEW_BITS = 4
 # Columns that are read for each branch of the search, and at most, as they wait in memory. (MobileNetV2 at W3A8 and 8
 # branches: scores correlate by 0.848 with the float model's, and by 0.846 with 1,024 a branch.)
 COLUMNS_A_BRANCH, MOST_COLUMNS = 1600, 2**15
@@ -29,17 +27,15 @@ def find_active_end(state: ReconstructionState, layer: LayerScheme, shape: tuple
     """Where the active range ends of the Relu, or Clip from 0 on, that alone reads the layer; None for other layers.
 
     The range ends where that of the grid behind it does, if not before. shape: of the weight. Layers with a shared
-    weight, with probes or with too many inputs a channel are others too, and so are those with FEW_BITS of weights or
-    more that read 8 bits, which lose less, and all where none has several groups.
+    weight, with probes or with too many inputs a channel are others too, and so are those with weights of 8 bits, and
+    all where none has several groups.
     """
     problem, groups = state.problem, layer.groups
     if all(each.groups == 1 for each in problem.scheme.layers):
         return None
     if layer.op not in CONVOLUTIONS or layer.op == "ConvTranspose" or not layer.takes_bias:
         return None
-    if layer.weight_spec.bits >= (FULL_BITS if layer.activation_spec.bits < FULL_BITS else FEW_BITS):
-        return None
-    if layer.weight_spec.axis is None or layer.weight_spec.block is not None:
+    if layer.weight_spec.bits >= FULL_BITS or layer.weight_spec.axis is None or layer.weight_spec.block is not None:
         return None
     if problem.readers.has(layer.name) or PROBE + layer.output in state.stored.store or layer.name in state.given:
         return None

@@ -61,7 +61,7 @@ def test_a_clip_ends_it_before_a_wider_grid_does(state_behind):
         ("[c] a = Conv (x, w, b)  [r] r = Clip (a, one, six)", {}),
         ("[c] a = Conv (x, w, b)  [q] q = Relu (a)  [r] r = Add (a, q)", {}),
         ("[c] a = Conv (x, w, b)  [r] r = Relu (a)", {"weight_bits": 8, "first_last_bits": 8}),
-        ("[c] a = Conv (x, w, b)  [r] r = Relu (a)", {"activation_bits": 8}),
+        ("[c] a = Conv (x, w, b)  [r] r = Relu (a)", {"activation_bits": 32}),
     ],
 )
 def test_other_layers_have_none(state_behind, layers, settings):

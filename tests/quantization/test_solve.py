@@ -329,6 +329,25 @@ def test_one_sample_in_four_is_held_out_and_chooses_the_prior(conv, draw, state_
     assert counts == [(30 * 36, 10 * 36)]
 
 
+@pytest.mark.parametrize(("groups", "bits", "damped"), [(4, 4, 3.0), (1, 4, 0.0), (4, 8, 0.0)])
+def test_held_out_samples_damp_convolutions_of_models_with_several_groups(
+    build, weigh, draw, state_of, monkeypatch, groups, bits, damped
+):
+    text = f"""g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{
+        [c] a = Conv (x, w, b)  [t] t = Tanh (a)  [d] y = Conv <group = {groups}> (t, v, b)
+    }}"""
+    model = build(text, w=weigh(4, 4, 1, 1), b=weigh(4), v=weigh(4, 4 // groups, 1, 1))
+    state = state_of(model, draw(16, 4, 6, 6), weight_bits=bits, first_last_bits=bits)
+    solve_layer, given = columns_module.solve_layer, []
+    monkeypatch.setattr(columns_module, "choose_damping", lambda *_: 3.0)
+    monkeypatch.setattr(
+        columns_module, "solve_layer", lambda *a, **k: given.append(k["damping"]) or solve_layer(*a, **k)
+    )
+    block = next(each for each in find_blocks(model, state.problem.scheme) if "c" in each.layers)
+    assert solve_block(state, block) == {}
+    assert given[0] == damped
+
+
 @pytest.mark.parametrize("size", [16, 10])
 def test_views_follow_the_samples_and_are_held_out_with_them(conv, draw, state_of, monkeypatch, size):
     found = []
