@@ -415,6 +415,7 @@ def test_image_files_have_views_by_effort_and_arrays_when_asked(net, tmp_path):
         (tmp_path, QuantizeConfig(), []),
         (tmp_path, QuantizeConfig(weight_bits=4, effort="fast"), []),
         (tmp_path, QuantizeConfig(weight_bits=4, views=0), []),
+        (tmp_path, QuantizeConfig(weight_bits=4, activation_bits=4), []),  # with a layer of several groups
         (SAMPLES, QuantizeConfig(weight_bits=4), []),
         (SAMPLES, QuantizeConfig(views=3), [3]),
     ):
