@@ -98,7 +98,8 @@ def choose_factors(
     adam = _Adam(logs)
     for step in range(steps if logs else 0):
         factors = read()
-        loss = torch.stack([each.errors(factors) for each in terms]).sum().log()
+        # Layers that read nothing but zeros have no error, of which there is no logarithm.
+        loss = torch.stack([each.errors(factors) for each in terms]).sum().clamp(min=TINY).log()
         adam.step(loss, rate * (1 + np.cos(np.pi * step / steps)) / 2)
         with torch.no_grad():
             for log, limits in zip(logs, junctions, strict=True):
@@ -207,7 +208,7 @@ class _Terms:
 
 def _norm(values: torch.Tensor) -> torch.Tensor:
     most = values.detach().max().clamp_min(TINY)
-    return most * ((values / most) ** POWER).sum() ** (1 / POWER)
+    return most * ((values / most) ** POWER).sum().clamp_min(TINY) ** (1 / POWER)  # the root of 0 has no gradient
 
 
 def _fit_powers(layers: Sequence[Equalized], found: Sequence[tuple[float, float, float, float]]) -> dict[int, float]:

@@ -28,6 +28,7 @@ from .batches import batch_size, choose_step
 MARGIN = 1.5
 # Values of a channel that are looked at, about, and that must differ from 0 for a grid that leaves some of them out.
 VALUES, LEAST_VALUES = 1024, 32
+LEAST_POWER = 1e-30  # of outputs that are more than rounding leaves of none
 MOST_FACTOR = 50.0  # of a channel that hardly gives anything
 MOST_SAMPLES = 64  # whose moments are as good as those of more
 
@@ -147,7 +148,8 @@ def _describe(index: Index, layer: LayerScheme, junctions: Sequence[Junction], s
     weight, node = known_constant(index, layer.weight).astype(np.float64), index.nodes[layer.name]
     rows = np.abs(np.moveaxis(weight, channel_axis(node), 0))
     taps = rows.reshape(layer.groups, len(rows) // layer.groups, rows.shape[1], -1)
-    power = max(float(seen[layer.output].power.sum()), np.finfo(float).tiny)
+    power = float(seen[layer.output].power.sum())
+    power = power if power > LEAST_POWER else 1.0  # samples that are all black say nothing of the outputs
     before, read = _find_junction(junctions, layer.input)
     after, written = _find_junction(junctions, layer.output)
     return Equalized(

@@ -65,6 +65,12 @@ def test_rows_of_unlike_ranges_come_nearer_and_the_outputs_stay(make, run, draw)
     np.testing.assert_allclose(run(net, x)[0], before, rtol=1e-4, atol=1e-5)
 
 
+def test_samples_that_are_all_black_leave_finite_weights(make):
+    net = make(1000.0)
+    even(net, np.zeros((16, 3, 8, 8), np.float32))  # a RuntimeWarning is an error here
+    assert all(np.isfinite(known_constant(Index(net.graph), name)).all() for name in ("w0", "wd", "w"))
+
+
 def test_channels_that_reach_the_bound_of_a_clip_take_its_factor_alone(make, run, draw):
     net, x = make(0.5), draw(16, 3, 8, 8)
     (before,), weight = run(net, x), known_constant(Index(net.graph), "w0")
