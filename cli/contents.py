@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.console import Console
 
 from onnxcalib.contents import Contents, GridRecord, OutlookRecord, QuantizedRecord, spell_shape
+from onnxcalib.pages.content import spell_bytes, spell_grid
 from onnxcalib.report import name_some
 from onnxcalib.validation.sheet import Sheet
 
@@ -88,20 +90,14 @@ def _tabulate_ports(contents: Contents) -> Sheet:
 def _tabulate_layers(quantized: Sequence[QuantizedRecord]) -> Sheet:
     """The layers by how they are stored and run, the most frequent first."""
     counts = Counter(
-        (each.op, each.runs or "?", each.form, spell_grid(each.weight), spell_grid(each.input)) for each in quantized
+        (each.op, each.runs or "?", each.form, _spell_grid(each.weight), _spell_grid(each.input)) for each in quantized
     )
     rows = tuple((op, f"{count:,}", *facts) for (op, *facts), count in counts.most_common())
     return Sheet(("quantized", "layers", "runs on", "stored as", "weight", "input"), rows, prose=(2, 3, 4, 5))
 
 
-def spell_grid(grid: GridRecord | None) -> str:
-    """``int8 symmetric, a scale for each channel``."""
-    if grid is None:
-        return "float"
-    bits = f" ({grid.bits} bits)" if grid.bits is not None and not grid.type.endswith(str(grid.bits)) else ""
-    kind = {True: " symmetric", False: " asymmetric", None: ""}[grid.symmetric]
-    scales = {"run": "scale found in each run", "tensor": "one scale"}.get(grid.scales, f"a scale each {grid.scales}")
-    return f"{grid.type.rpartition('.')[2]}{bits}{kind}, {scales}"  # the form has another tool's domain
+def _spell_grid(grid: GridRecord | None) -> str:
+    return spell_grid(None if grid is None else asdict(grid))
 
 
 def _describe_kernels(contents: Contents) -> list[str]:
@@ -170,11 +166,3 @@ def _print_outlook(console: Console, outlook: OutlookRecord) -> None:
 def spell_count(count: int, what: str) -> str:
     """``1 layer``, ``2 layers``."""
     return f"{count:,} {what}{'s' * (count != 1)}"
-
-
-def spell_bytes(count: int) -> str:
-    """``1.09 MB``; of few bytes their number."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} B"

@@ -212,11 +212,22 @@ def spell_number(value: float | None, form: str = ".2f") -> str:
 
 
 def spell_bytes(count: float) -> str:
-    """With a unit that keeps three digits: ``1.23 MB``."""
+    """With a unit that keeps three digits: ``1.23 MB``; of few bytes their number."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
-    return f"{count:,.0f} bytes"
+        if count >= 0.9995 * size:  # less has three digits in a smaller unit
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:,.0f} {unit}"
+    return f"{count:,.0f} B"
+
+
+def spell_grid(grid: Data | None) -> str:
+    """Of a record of ``inspect``: ``int8 symmetric, a scale each channel``."""
+    if grid is None:
+        return "float"
+    name, bits, scales = grid["type"].rpartition(".")[2], grid["bits"], grid["scales"]  # without another tool's domain
+    counted = f" ({bits} bits)" if bits is not None and not name.endswith(str(bits)) else ""
+    kind = {True: " symmetric", False: " asymmetric", None: ""}[grid["symmetric"]]
+    spread = {"run": "scale found in each run", "tensor": "one scale"}.get(scales, f"a scale each {scales}")
+    return f"{name}{counted}{kind}, {spread}"
 
 
 def spell_interval(ends: Iterable[float] | None, form: str = ".2f", scale: float = 1.0) -> str:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from .content import ABSENT, Cell, Column, Data, Figure, Lines, Page, Part, Section, Table, make_table, spell_bytes
+from .content import (
+    ABSENT,
+    Cell,
+    Column,
+    Data,
+    Figure,
+    Lines,
+    Page,
+    Part,
+    Section,
+    Table,
+    make_table,
+    spell_bytes,
+    spell_grid,
+)
 
 RUNS = {"integers": "integers", "float": "float", None: ABSENT}
 
@@ -71,7 +85,7 @@ def _make_quantized(data: Data) -> Section | None:
     rows = tuple(
         (
             *(Cell(each["name"]), Cell(each["op"]), Cell(each["form"])),
-            *(Cell(_spell_grid(each["weight"])), Cell(_spell_grid(each["input"]))),
+            *(Cell(spell_grid(each["weight"])), Cell(spell_grid(each["input"]))),
             Cell(f"{each['values']:,}" if each["values"] else ABSENT, each["values"]),
             Cell(RUNS[each["runs"]]),
             Cell(each["reason"]),
@@ -88,19 +102,6 @@ def _make_quantized(data: Data) -> Section | None:
         unfused = ((each["op"], each["tensor"], each["reason"]) for each in data["unfused"])
         parts.append(make_table("Q/DQ that are left", ("operator", "tensor", "why"), unfused))
     return Section("layers", "Layers", tuple(parts))
-
-
-def _spell_grid(grid: Data | None) -> str:
-    if grid is None:
-        return "float"
-    bits = (
-        f" ({grid['bits']} bits)" if grid["bits"] is not None and not grid["type"].endswith(str(grid["bits"])) else ""
-    )
-    kind = {True: " symmetric", False: " asymmetric", None: ""}[grid["symmetric"]]
-    scales = {"run": "scale found in each run", "tensor": "one scale"}.get(
-        grid["scales"], f"a scale each {grid['scales']}"
-    )
-    return f"{grid['type']}{bits}{kind}, {scales}"
 
 
 def _make_outlook(found: Data | None) -> Section | None:

@@ -10,7 +10,7 @@ import pytest
 
 from onnxcalib.layer_record import LayerRecord
 from onnxcalib.pages import script
-from onnxcalib.pages.content import Scale
+from onnxcalib.pages.content import Scale, spell_bytes, spell_grid
 from onnxcalib.pages.page import draw_verdict
 from onnxcalib.report import OutputRecord, UnfusedRecord
 from onnxcalib.targets import LintRecord, Violation
@@ -185,3 +185,14 @@ def test_a_verdict_with_numbers_that_json_cannot_hold_has_a_page():
     found = replace(VERDICT, outputs=(OutputRecord("y", float("nan"), None, float("inf"), 0.5),))
     assert json.loads(found.to_json())["outputs"][0]["sqnr_db"] is None
     assert "50.0 %" in Read(draw_verdict(found.to_json())).text
+
+
+def test_sizes_keep_three_digits_in_the_unit_that_they_come_nearest_to():
+    counts = (0, 999, 999_499, 999_500, 1_234_567, 999.6e6, 2e12)
+    assert [spell_bytes(count) for count in counts] == ["0 B", "999 B", "999 kB", "1 MB", "1.23 MB", "1 GB", "2,000 GB"]
+
+
+def test_a_grid_is_spelled_with_its_bits_where_the_type_does_not_say_them():
+    grid = {"type": "com.peer.uint8", "bits": 4, "symmetric": False, "scales": "block of 32"}
+    assert spell_grid(grid) == "uint8 (4 bits) asymmetric, a scale each block of 32" and spell_grid(None) == "float"
+    assert spell_grid({**grid, "bits": 8, "symmetric": None, "scales": "run"}) == "uint8, scale found in each run"

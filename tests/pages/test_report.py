@@ -117,14 +117,14 @@ def test_all_that_a_report_has_is_on_its_page():
         assert text in page.text
     rows = [row for table in page.tables for row in table]
     assert ["y", "expected", "90.00", "–", "29.00", "–", "–", "–"] in rows
-    assert ["stem", "Conv", "W8A8", "34.5", "1%", "-0.2%", "60 bytes", "24.0%", "25.0%", "integers"] in rows
+    assert ["stem", "Conv", "W8A8", "34.5", "1%", "-0.2%", "60 B", "24.0%", "25.0%", "integers"] in rows
     assert [ODD, "Conv", "W4A8", "4.5", "–", "–", "–", "–", "75.0%", "–"] in rows
     assert ["biases", "rolled back", "y", "97.50", "31.25", "no nearer"] in rows
     assert ["stem", "reconstructed", "5.00e-01", "1.25e-01", "0.250", "1.5"] in rows
-    assert ["loop", "Loop", "12 bytes", "it would run slower"] in rows
+    assert ["loop", "Loop", "12 B", "it would run slower"] in rows
     assert ["views of images", "no images"] in rows
     assert ["reconstruct", "3.0", "75.0%"] in rows
-    assert [ODD, "W4A8", "75.0%", "40 bytes", "6.25e-02", "3.75e-01", "–"] in rows
+    assert [ODD, "W4A8", "75.0%", "40 B", "6.25e-02", "3.75e-01", "–"] in rows
     assert {"layers", "path", "graph", "steps", "sets", "kernels", "time", "conditions"} <= set(page.ids)
 
 
@@ -157,10 +157,10 @@ def test_a_long_graph_goes_on_in_the_next_row():
 
 def test_a_plan_has_its_budgets_losses_and_the_frontier():
     page = Read(draw_plan(PLAN.to_json(), FRONTIER.to_json()))
-    assert page.headings[:2] == ["Loss 6.25e-01 at 100 bytes, 0.25 of the file at 8 bits", "Budgets"]
+    assert page.headings[:2] == ["Loss 6.25e-01 at 100 B, 0.25 of the file at 8 bits", "Budgets"]
     assert "100 bytes, at most 200" in page.text and "1.5 % of the answers differ, at most 2" in page.text
     rows = [row for table in page.tables for row in table]
-    assert ["stem", "W8A8", "25.0%", "60 bytes", "1.25e-01", "–", "–"] in rows
+    assert ["stem", "W8A8", "25.0%", "60 B", "1.25e-01", "–", "–"] in rows
     assert ["planned", "200", "0.200", "9e+03", "2.50e-01"] in rows and [
         "W4A4",
         "90",
