@@ -8,14 +8,13 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from onnxcalib.contents import Contents, GridRecord, OutlookRecord, QuantizedRecord, spell_shape
-from onnxcalib.pages.content import spell_bytes, spell_grid
+from onnxcalib.contents import Contents, GridRecord, OutlookRecord, QuantizedRecord
+from onnxcalib.pages.content import spell_bytes, spell_grid, spell_seconds, spell_shape
 from onnxcalib.report import name_some
 from onnxcalib.validation.sheet import Sheet
 
 from .console import print_lines
 from .reasons import describe_in_float, describe_unfused
-from .remaining import spell_seconds
 from .table import print_table
 
 MOST_OPERATORS, MOST_ENTRIES, MOST_TEXT = 12, 6, 60  # rows, entries of metadata, and characters of one
@@ -146,7 +145,7 @@ def _print_outlook(console: Console, outlook: OutlookRecord) -> None:
     lines += ["only samples tell:", *(f"  {text}" for text in outlook.undecided)]
     lines += ["samples can be given as:", *(f"  {text}" for text in outlook.samples)]
     lines += [f"samples may leave out: {name_some(outlook.optional)}"] if outlook.optional else []
-    run = f"one sample takes {1e3 * outlook.sample_seconds:.3g} ms here, with {outlook.products / 1e6:,.3g} M products"
+    run = f"one sample takes {1e3 * outlook.sample_seconds:.3g} ms here, with {outlook.products / 1e6:,.0f} M products"
     lines.append(f"{run}{f', where {assumed}' if assumed else ''}")
     print_lines(console, lines)
     rows = tuple(

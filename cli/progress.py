@@ -13,10 +13,11 @@ from rich.text import Text
 
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.errors import escape_controls
+from onnxcalib.pages.content import spell_seconds
 from onnxcalib.report import BlockRecord, Observer
 
 from .console import WIDEST, PlainConsole, print_lines
-from .remaining import ONE_PASS, Remaining, spell_seconds, time_stages
+from .remaining import ONE_PASS, Remaining, time_stages
 from .table import find_mark, shorten
 
 BAR, LEAST_TEXT = 10, 8  # columns of the bar, and of what is told beside it

@@ -100,10 +100,3 @@ class Remaining:
         if not self._whole:
             return max(counted, planned) + later
         return self._share * counted + (1 - self._share) * planned + later
-
-
-def spell_seconds(seconds: float) -> str:
-    """Seconds, minutes or hours, as exact as an estimate is."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 from .report import FloatRecord, LeftOutRecord, UnfusedRecord, to_json
@@ -166,8 +165,3 @@ class Contents:
     def to_json(self) -> str:
         """All of it as JSON text."""
         return to_json(asdict(self))
-
-
-def spell_shape(shape: Iterable[Dimension] | None) -> str:
-    """``1x3x224x224``, with ``?`` for a dimension without a size or a name."""
-    return "?" if shape is None else "x".join("?" if each is None else str(each) for each in shape) or "scalar"

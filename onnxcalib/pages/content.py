@@ -219,6 +219,22 @@ def spell_bytes(count: float) -> str:
     return f"{count:,.0f} B"
 
 
+def spell_seconds(seconds: float) -> str:
+    """Seconds, minutes or hours, as exact as an estimate is."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def spell_shape(shape: Iterable[int | str | None] | None) -> str:
+    """``1x3x224x224``, with ``?`` for a dimension without a size or a name; apart where names are words."""
+    if shape is None:
+        return "?"
+    sizes = ["?" if each is None else str(each) for each in shape]
+    words = any(len(each) > 1 and not each.isdigit() for each in sizes)
+    return (" x " if words else "x").join(sizes) or "scalar"
+
+
 def spell_grid(grid: Data | None) -> str:
     """Of a record of ``inspect``: ``int8 symmetric, a scale each channel``."""
     if grid is None:

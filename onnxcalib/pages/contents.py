@@ -19,6 +19,8 @@ from .content import (
     make_table,
     spell_bytes,
     spell_grid,
+    spell_seconds,
+    spell_shape,
 )
 
 RUNS = {"integers": "integers", "float": "float", None: ABSENT}
@@ -49,10 +51,10 @@ def _conclude(data: Data) -> str:
         if data["outlook"]:
             taken = len(data["outlook"]["layers"])
             found = f"quantize would take {taken:,} layer{'s' * (taken != 1)}"
-        return f"a float model; {found}"
+        return f"A float model; {found}"
     runs = Counter(each["runs"] for each in data["quantized"])
     told = f"{runs['integers']:,} of {len(data['quantized']):,} quantized layers run on integers here"
-    return told if data["not_opened"] is None else "a quantized model that onnxruntime does not load here"
+    return told if data["not_opened"] is None else "A quantized model that onnxruntime does not load here"
 
 
 def _list_figures(data: Data) -> Iterable[Figure]:
@@ -107,9 +109,9 @@ def _make_quantized(data: Data) -> Section | None:
 def _make_outlook(found: Data | None) -> Section | None:
     if found is None:
         return None
-    names = ("bits", "samples", "seconds", "float passes", "memory")
+    names = ("bits", "samples", "time", "float passes", "memory")
     estimates = (
-        (each["bits"], f"{each['samples']:,}", f"{each['seconds']:,.0f}", f"{each['passes']:.0f}",
+        (each["bits"], f"{each['samples']:,}", spell_seconds(each["seconds"]), f"{each['passes']:.0f}",
          spell_bytes(each["memory_bytes"]))
         for each in found["estimates"]
     )  # fmt: skip
@@ -117,15 +119,19 @@ def _make_outlook(found: Data | None) -> Section | None:
     lead = f"{len(found['layers']):,} layers in {found['blocks']:,} blocks, by the default settings."
     run = f"One sample takes {1e3 * found['sample_seconds']:.3g} ms here{f', where {assumed}' if assumed else ''}."
     parts: list[Part] = [make_table("How long it would take here, within a factor of 2", names, estimates, numbers=4)]
-    in_float = ((each["name"], each["op"], each["reason"], spell_bytes(each["bytes"])) for each in found["in_float"])
+    in_float = (
+        (each["name"], each["op"], each["reason"], spell_bytes(each["bytes"]) if each["bytes"] else ABSENT)
+        for each in found["in_float"]
+    )
     if found["in_float"]:
         parts.append(make_table("Left in float", ("node", "operator", "why", "weights"), in_float, numbers=1))
     lines = [f"{each['what']}: {each['reason']}" for each in found["left_out"]]
     lines += [f"samples can be {way}" for way in found["samples"]]
     lines += [f"only samples tell: {text}" for text in found["undecided"]]
     parts.append(Lines(tuple(lines)))
-    taken = ((name, op) for name, op in found["layers"].items())
-    parts.append(make_table("The layers that it would take", ("layer", "operator"), taken))
+    taken = tuple((Cell(name), Cell(op)) for name, op in found["layers"].items())
+    columns = Column("layer"), Column("operator", choices=True)
+    parts.append(Table("The layers that it would take", columns, taken, searched=len(taken) > 1))
     return Section("outlook", "What quantize would do", tuple(parts), f"{lead} {run}")
 
 
@@ -142,7 +148,7 @@ def _make_file(data: Data) -> Section:
         for each in data["types"]
     )
     ports = (
-        (each["name"], kind, each["type"], _spell_shape(each["shape"]))
+        (each["name"], kind, each["type"], spell_shape(each["shape"]))
         for kind, records in (("input", data["inputs"]), ("output", data["outputs"]))
         for each in records
     )
@@ -150,13 +156,9 @@ def _make_file(data: Data) -> Section:
     parts = (
         make_table("Operators", ("operator", "domain", "nodes", "in bodies"), operators, numbers=2),
         make_table("Constants by type", heads, types, numbers=6),
-        make_table("Inputs and outputs", ("name", "", "type", "shape"), ports),
+        make_table("Inputs and outputs", ("name", "kind", "type", "shape"), ports),
     )
     return Section("file", "The file", parts)
-
-
-def _spell_shape(shape: list[int | str | None] | None) -> str:
-    return "?" if shape is None else "x".join("?" if each is None else str(each) for each in shape) or "scalar"
 
 
 def _make_metadata(data: Data) -> Section:

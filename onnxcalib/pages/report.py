@@ -195,7 +195,8 @@ def _draw_blocks(blocks: Iterable[Data]) -> Table:
                 Cell(each["reason"] or ""),
             )
         )
-    caption = "Blocks: mean squared error of the outputs by their mean square, on samples held out"
+    losses = any(each["loss_before"] is not None for each in blocks)
+    caption = "Blocks" + ": mean squared error of the outputs by their mean square, on samples held out" * losses
     return without_empty(Table(caption, columns, tuple(rows), searched=True))
 
 

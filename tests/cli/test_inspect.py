@@ -54,7 +54,7 @@ def test_a_page_has_the_layers_and_the_outlook_and_loads_nothing(quantized, buil
         assert main(["inspect", str(path), "--html", str(tmp_path / "page.html"), "--quiet"]) == 0
         pages.append((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "1 of 1 quantized layers run on integers here" in pages[0] and "int8 symmetric, one scale" in pages[0]
-    assert "a float model; quantize would take 1 layer" in pages[1] and "&lt;b&gt;&amp;" in pages[1]
+    assert "A float model; quantize would take 1 layer" in pages[1] and "&lt;b&gt;&amp;" in pages[1]
     assert not any("http:" in page or "https:" in page for page in pages) and max(map(len, pages)) < 200_000
 
 

@@ -6,9 +6,10 @@ import pytest
 
 from onnxcalib.cli import remaining
 from onnxcalib.cli.console import PlainConsole
-from onnxcalib.cli.progress import ProgressObserver, describe_block, spell_seconds
+from onnxcalib.cli.progress import ProgressObserver, describe_block
 from onnxcalib.cli.remaining import time_stages
 from onnxcalib.config import QuantizeConfig
+from onnxcalib.pages.content import spell_seconds
 from onnxcalib.report import BlockRecord
 
 BLOCK = BlockRecord("[stem]", (), "reconstructed", loss_before=0.5, loss_after=0.25)

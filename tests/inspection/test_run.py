@@ -10,8 +10,9 @@ from onnxruntime.quantization import QuantFormat
 
 import onnxcalib
 from onnxcalib import Contents, ModelError, inspect
-from onnxcalib.contents import GridRecord, TypeRecord, spell_shape
+from onnxcalib.contents import GridRecord, TypeRecord
 from onnxcalib.inspection import outlook, run
+from onnxcalib.pages.content import spell_shape
 
 NET = """g (float[N, 4, 6, 6] x) => (float[N, 5] y) <int64[2] unread = {1, 2}> { [c] c = Conv (x, w1, b1)
     [r] r = Relu (c)  [p] p = GlobalAveragePool (r)  [f] f = Flatten (p)  [h] y = Gemm <transB = 1> (f, w3, b3) }"""
@@ -154,7 +155,9 @@ def test_a_file_that_is_cut_off_and_data_that_are_missing_are_told(net, tmp_path
 
 
 def test_shapes_are_spelled_with_what_is_open():
-    assert [spell_shape(each) for each in ((1, "n", None), (), None)] == ["1xnx?", "scalar", "?"]
+    assert [spell_shape(each) for each in ((1, "n", None), (), None, ("batch", 3))] == [
+        *("1xnx?", "scalar", "?", "batch x 3")
+    ]
 
 
 def test_texts_and_images_are_offered_where_the_inputs_take_them(build, draw, read):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 
-VOID = frozenset({"meta", "link", "input", "br", "img"})
+VOID = frozenset({"meta", "wbr", "link", "input", "br", "img"})
 LOADS = ("src", "href", "action", "data", "poster", "srcset")
 
 
