@@ -81,7 +81,7 @@ class QuantizeConfig(Settings):
     ] = "static"
     first_last_bits: Annotated[
         Bits,
-        Field(description="Bits of the weights of the first and last layers, and least bits of what these read."),
+        Field(description="Bits of first and last layers' weights; least of what they and depthwise second ones read."),
         Option(BITS),
     ] = 8
     block_size: Annotated[

@@ -113,6 +113,23 @@ def end_layers(
     return (first | last) - owners
 
 
+def layers_behind_first(graph: GraphProto, names: Set[str], around: Around | None = None) -> set[str]:
+    """Names of the layers between which and the first layers there are no others; ``around``: of a body."""
+    first, _ = follow_layers(graph, names, (around or Around()).behind)
+    given, later, found = set[str](), set[str](), set[str]()
+    for node in graph.node:
+        read = set(reads(node))
+        if node.name in first:
+            given.update(node.output)
+        elif node.name in names or read & later:
+            if read & given and not read & later:
+                found.add(node.name)
+            later.update(node.output)
+        elif read & given:
+            given.update(node.output)
+    return found
+
+
 def last_layers(graph: GraphProto, names: Set[str]) -> set[str]:
     """Names of the layers that no other layer follows."""
     return trace_layers(graph, names)[0]

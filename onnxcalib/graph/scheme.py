@@ -34,7 +34,7 @@ from .fusion import (
 from .groups import place_groups
 from .index import Index, is_op
 from .layer_inputs import place_in_front
-from .layers import end_layers, find_layers
+from .layers import end_layers, find_layers, layers_behind_first
 from .layout import adds_pairs
 from .names import Selection
 from .norm_sums import widen_sums
@@ -70,12 +70,12 @@ def make_scheme(
 
     activation_bits: of the inputs of weighted layers, and of all other activations where they are 16. A tensor that an
     Add, a pool or a float operator reads too has 8 bits at least, and is requantized for the layers that need fewer.
-    Layers of 32 bits read float tensors. first_last_bits: of the weight of layers that no other layer precedes or
-    follows; their input has at least these. block_size, symmetric: of layers that read float, see ``give_blocks``.
-    tied: see ``find_embeddings``. pair_limits: choose integers of weights with which no kernel's sums can saturate.
-    dynamic: a MatMul or Gemm quantizes its input as it runs, and products are float. selection: settings of single
-    layers, which override the others. tensors: more bits of single activations, and of the layers that read them.
-    requirements: of the target, by default onnxruntime's. Raises ModelError where no layer can be quantized, and
+    Layers of 32 bits read float tensors. first_last_bits: of the weight of layers that no other precedes or follows, at
+    least of their input, and see ``_widen_behind_first``. block_size, symmetric: of those that read float, see
+    ``give_blocks``. tied: see ``find_embeddings``. pair_limits: choose integers of weights with which no kernel's sums
+    can saturate. dynamic: a MatMul or Gemm quantizes its input as it runs, and products are float. selection: settings
+    of single layers, which override the others. tensors: more bits of single activations, and of the layers that read
+    them. requirements: of the target, by default onnxruntime's. Raises ModelError where no layer can be quantized, and
     ConfigError where ``selection`` gives others bits, or excludes all, or block_size or zero points have no use.
     """
     index = Index(model.graph)
@@ -83,7 +83,7 @@ def make_scheme(
     cells = find_recurrent(model, index, weight_bits, selection, requirements, dynamic=dynamic, limits=pair_limits)
     found = (*find_layers(model, index, weight_bits, activation_bits, requirements), *cells)
     end_bits = dict.fromkeys(_list_ends(model, found, around), first_last_bits)
-    chosen = _choose_layers(model, found, selection, end_bits)
+    chosen = _choose_layers(model, _widen_behind_first(model, found, first_last_bits, around), selection, end_bits)
     blocks = (block_size, symmetric) if _has_own_blocks(model, chosen, around) else (None, True)
     chosen = give_blocks(chosen, blocks[0], requirements, symmetric=blocks[1], selection=selection)
     layers, recurrent = _split(chosen, dynamic)
@@ -197,6 +197,23 @@ def _select(model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selec
     if not kept and not inner:
         raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
     return kept
+
+
+def _widen_behind_first(
+    model: ModelProto, layers: tuple[LayerScheme, ...], bits: int, around: Around | None
+) -> tuple[LayerScheme, ...]:
+    """Let layers of several groups right behind first ones read at least so many bits.
+
+    Their sums of few values average no error of rounding. (The code of BRECQ, Li et al. 2021, has it so for all layers
+    there.)
+    """
+    behind = layers_behind_first(model.graph, {layer.name for layer in layers}, around)
+    return tuple(
+        replace(k, activation_spec=replace(k.activation_spec, bits=max(bits, k.activation_spec.bits)))
+        if k.name in behind and k.groups > 1 and not k.dynamic
+        else k
+        for k in layers
+    )
 
 
 def _set_end_bits(layer: LayerScheme, bits: int) -> LayerScheme:

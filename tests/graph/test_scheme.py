@@ -239,6 +239,21 @@ def test_a_graph_without_a_plain_constant_layer_is_refused(build, node):
         make_scheme(model)
 
 
+def test_layers_of_several_groups_right_behind_a_first_one_read_its_bits(build, weigh):
+    model = build(
+        """g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y) { [first] a = Conv (x, w0)  [act] r = Relu (a)
+        [dw] d = Conv <group = 4> (r, w1)  [then] e = Conv <group = 4> (d, w1)  [last] y = Conv (e, w2) }""",
+        w0=weigh(4, 3, 1, 1), w1=weigh(4, 1, 1, 1), w2=weigh(5, 4, 1, 1),
+    )  # fmt: skip
+
+    def bits(first_last_bits):
+        scheme = make_scheme(model, weight_bits=4, activation_bits=4, first_last_bits=first_last_bits)
+        return [(layer.weight_spec.bits, layer.activation_spec.bits) for layer in scheme.layers]
+
+    assert bits(8) == [(8, 8), (4, 8), (4, 4), (8, 8)]
+    assert bits(4) == [(4, 4)] * 4
+
+
 def test_ends_keep_their_bits(model_of):
     body = "c = conv(x, 1) d = conv(c, 2) e = conv(d, 3) y = conv(d, 4) z = Add (e, y)"
     model = model_of(body, outputs="float[N, a, h, w] z")

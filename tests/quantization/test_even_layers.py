@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from onnxcalib import QuantizeConfig, quantize
+from onnxcalib.config import LayerConfig
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.index import Index, known_constant
 from onnxcalib.graph.load import inputs_of
+from onnxcalib.graph.names import Selection
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization.even_layers import even_layers
 from onnxcalib.spec import Requirements
@@ -30,6 +32,8 @@ source = "manual"
 of = ["activations", "weights"]
 source = "manual"
 """
+# The layer right behind the first one reads 4 bits too.
+FEW = QuantizeConfig(activation_bits=4, layers={"dw": {"activation_bits": 4}}, placement="all", threads=1)
 ONE_SCALE = Requirements(one_weight_scale=True, power_of_two_weights=True)
 SCALES = np.array([0.01, 1.0, 0.1, 0.4], np.float32).reshape(4, 1, 1, 1)
 
@@ -86,7 +90,7 @@ def test_channels_that_reach_the_bound_of_a_clip_take_its_factor_alone(make, run
 def test_channels_come_nearer_for_layers_that_read_few_levels_whatever_a_clip_cuts_off(make, run, draw, bound):
     net, x = make(bound), draw(16, 3, 8, 8)
     (before,), rows = run(net, x), spread(net, "w0")
-    scheme = make_scheme(net, activation_bits=4)
+    scheme = make_scheme(net, activation_bits=4, selection=Selection(layers=(("dw", LayerConfig(activation_bits=4)),)))
     found = even_layers(net, scheme, open_calibration(x, inputs_of(net)), 1)
     assert found.keys() == {"r"}  # the last layer reads 8 bits
     assert spread(net, "w0") < rows / 5
@@ -95,7 +99,7 @@ def test_channels_come_nearer_for_layers_that_read_few_levels_whatever_a_clip_cu
 
 def test_grids_take_the_place_of_bounds_in_the_file(make, draw):
     net, x = make(1.0), draw(64, 3, 8, 8)
-    result = quantize(net, x, QuantizeConfig(activation_bits=4, placement="all", threads=1))
+    result = quantize(net, x, FEW)
     assert result.report.passes["even_layers"] == 1
     assert "Min" not in {node.op_type for node in result.model.graph.node}
     assert result.report.outputs[0].sqnr_db > 10

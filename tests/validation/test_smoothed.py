@@ -61,8 +61,8 @@ def test_channels_that_were_evened_are_no_fault_of_a_layer(build, weigh, draw):
         w0=weigh(8, 3, 1, 1) * np.geomspace(0.1, 2, 8, dtype=np.float32).reshape(8, 1, 1, 1),
         w1=weigh(8, 1, 1, 1), w2=weigh(5, 8, 1, 1), low=np.float32(0), high=np.float32(1.5),
     )  # fmt: skip
-    x = draw(32, 3, 8, 8)
-    result = quantize(net, x, QuantizeConfig(activation_bits=4, placement="all", threads=1))
+    x, four = draw(32, 3, 8, 8), {"mid": {"activation_bits": 4}}  # also right behind the first layer
+    result = quantize(net, x, QuantizeConfig(activation_bits=4, layers=four, placement="all", threads=1))
     assert result.report.passes["even_layers"] == 1
     found = explain(net, result.model, open_calibration(x, inputs_of(net)))
     assert {loss.name for loss in found.layers} >= {"mid"}

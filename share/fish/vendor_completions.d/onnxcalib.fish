@@ -20,7 +20,7 @@ complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' 
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option weight-bits -d 'Bits of the weights of all layers' --exclusive --arguments '8 4 3 2'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option activation-bits -d 'Bits of the activations that layers read' --exclusive --arguments '32 16 8 4'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option activations -d 'Grids of what a MatMul, Gemm or LSTM reads' --exclusive --arguments 'static dynamic'
-complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option first-last-bits -d 'Bits of the weights of the first and last layers, and least bits of what these read' --exclusive --arguments '8 4 3 2'
+complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option first-last-bits -d 'Bits of first and last layers’ weights' --exclusive --arguments '8 4 3 2'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option embedding-bits -d 'Bits of tables that a Gather looks up by row' --exclusive --arguments '32 8 4'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option target -d 'What the file is made for' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option exclude -d 'Nodes that stay in float' --exclusive
@@ -108,7 +108,7 @@ complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option weight-bits -d 'Bits of the weights of all layers' --exclusive --arguments '8 4 3 2'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option activation-bits -d 'Bits of the activations that layers read' --exclusive --arguments '32 16 8 4'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option activations -d 'Grids of what a MatMul, Gemm or LSTM reads' --exclusive --arguments 'static dynamic'
-complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option first-last-bits -d 'Bits of the weights of the first and last layers, and least bits of what these read' --exclusive --arguments '8 4 3 2'
+complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option first-last-bits -d 'Bits of first and last layers’ weights' --exclusive --arguments '8 4 3 2'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option embedding-bits -d 'Bits of tables that a Gather looks up by row' --exclusive --arguments '32 8 4'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option target -d 'What the file is made for' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option exclude -d 'Nodes that stay in float' --exclusive
@@ -172,7 +172,7 @@ complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --lo
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option scheduler -d 'Dask cluster that does so in their place' --exclusive
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option activation-bits -d 'Bits of the activations that layers read' --exclusive --arguments '32 16 8 4'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option activations -d 'Grids of what a MatMul, Gemm or LSTM reads' --exclusive --arguments 'static dynamic'
-complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option first-last-bits -d 'Bits of the weights of the first and last layers, and least bits of what these read' --exclusive --arguments '8 4 3 2'
+complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option first-last-bits -d 'Bits of first and last layers’ weights' --exclusive --arguments '8 4 3 2'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option embedding-bits -d 'Bits of tables that a Gather looks up by row' --exclusive --arguments '32 8 4'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option target -d 'What the file is made for' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option exclude -d 'Nodes that stay in float' --exclusive
