@@ -68,7 +68,8 @@ class Function:
     bias: np.ndarray | None = None
 
 
-_KNOWN: dict[bytes, Function | None] = {}
+UNREAD = Function("")
+_KNOWN: dict[bytes, Function | None] = {}  # what fragments compute, as they are spelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,13 +198,13 @@ class _Finder:
         if len(nodes) < 2:
             return None
         key = self._spell(source, nodes)
-        if key not in _KNOWN:
+        read = _KNOWN.get(key, UNREAD)
+        if read is UNREAD:
             reductions = [node for node in nodes if node.op_type in REDUCTIONS]
             read = self._read_reduced(source, nodes, reductions) if reductions else self._read_pointwise(source, nodes)
-            while len(_KNOWN) >= MOST_KNOWN:
-                del _KNOWN[next(iter(_KNOWN))]
+            if len(_KNOWN) >= MOST_KNOWN:
+                _KNOWN.clear()
             _KNOWN[key] = read
-        read = _KNOWN[key]
         if read is None:
             return None
         names, output = tuple(node.name for node in nodes), nodes[-1].output[0]

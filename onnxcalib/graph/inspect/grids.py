@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -258,6 +259,7 @@ def _read_graphs(outer: GriddedGraph) -> Iterator[GriddedGraph]:
             yield from _read_graphs(GriddedGraph(body, outer.model, outer, within))
 
 
+@cache
 def spell_type(kind: int) -> str:
     """An element type as messages and targets write it: ``int8``."""
     return TensorProto.DataType.Name(kind).lower() if kind in TensorProto.DataType.values() else f"type {kind}"
