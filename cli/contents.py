@@ -113,7 +113,7 @@ def _describe_kernels(contents: Contents) -> list[str]:
         if each.reason:
             reasons["in float" if each.runs else "not told", each.reason].append(each.name)
     lines += [f"  {where}: {reason}: {name_some(names)}" for (where, reason), names in reasons.items()]
-    lines += [f"integer kernels: {kernels}"] if kernels else []
+    lines += [f"kernels that read integers: {kernels}"] if kernels else []
     return lines + describe_unfused(contents.unfused)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -97,10 +98,20 @@ def look_ahead(model: ModelProto, ports: Sequence[PortRecord], beside: Executor)
         samples=list_ways(inputs),
         optional=tuple(spec.name for spec in inputs if may_lack(spec)),
         assumed=example.assumed,
-        products=sum(products for products, _ in costs.values()),
+        products=sum(products for products, _ in costs.values()) + _count_recurrent(sketch, shapes),
         sample_seconds=seconds,
         estimates=estimate_runs(work),
     )
+
+
+def _count_recurrent(sketch: Sketch, shapes: Shapes) -> int:
+    """Multiplications of recurrent layers in a run: of both matrices of a layer for each step of each sample."""
+    index = Index(sketch.model.graph)
+    found = 0
+    for node in (index.nodes[layer.name] for layer in sketch.scheme.recurrent):
+        *steps, _ = shapes[node.input[0]]
+        found += math.prod(steps) * sum(math.prod(index.initializers[name].dims) for name in node.input[1:3])
+    return found
 
 
 def _is_pooled(model: ModelProto) -> bool:

@@ -67,7 +67,7 @@ def _list_figures(data: Data) -> Iterable[Figure]:
     yield Figure("opset", ABSENT if opset is None else str(opset), "", f"IR version {data['ir_version']}")
     if data["quantized"]:
         kernels = sum(data["kernels"].values())
-        yield Figure("integer kernels", f"{kernels:,}", "", f"{len(data['unfused']):,} Q/DQ left unfused")
+        yield Figure("kernels of integers", f"{kernels:,}", "", f"{len(data['unfused']):,} Q/DQ left unfused")
 
 
 def _make_quantized(data: Data) -> Section | None:
@@ -99,7 +99,8 @@ def _make_quantized(data: Data) -> Section | None:
         parts.append(Lines((data["not_opened"],)))
     if data["kernels"]:
         counts = ((op, f"{count:,}") for op, count in data["kernels"].items())
-        parts.append(make_table("Integer kernels in onnxruntime here", ("kernel", "nodes"), counts, numbers=1))
+        caption = "Kernels that read integers, in onnxruntime here"
+        parts.append(make_table(caption, ("kernel", "nodes"), counts, numbers=1))
     if data["unfused"]:
         unfused = ((each["op"], each["tensor"], each["reason"]) for each in data["unfused"])
         parts.append(make_table("Q/DQ that are left", ("operator", "tensor", "why"), unfused))

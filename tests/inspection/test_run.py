@@ -176,6 +176,16 @@ def test_a_tensor_whose_data_are_not_what_it_declares_is_refused(net, read):
         read(net)
 
 
+def test_products_of_recurrent_layers_are_those_of_all_steps(read, build, draw):
+    model = build(
+        """g (float[5, 1, 8] x) => (float[5, 1, 1, 16] y) {
+            [l] y, last = LSTM <hidden_size = 16> (x, w, r) }""",
+        w=draw(1, 64, 8), r=draw(1, 64, 16),
+    )  # fmt: skip
+    ahead = read(model).outlook
+    assert ahead.layers == {"l": "LSTM"} and ahead.products == 5 * (64 * 8 + 64 * 16)
+
+
 def test_a_sample_is_timed_when_no_session_is_opened_beside_it(read, build, draw, monkeypatch):
     model = build(
         """g (float[N, 32] x) => (float[N, 4] y) {
