@@ -14,6 +14,7 @@ from ..data import CalibrationSet
 from ..errors import CONTROLS, ModelError
 from ..graph.index import reads
 from ..graph.inspect.quantized_layers import FLOAT_BITS, QuantizedLayer
+from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
 from ..graph.passes.equalize import EVENED_KEY
 from ..graph.passes.mix import MIXED_KEY
 from ..graph.passes.normalise import tidy
@@ -99,6 +100,9 @@ class _Surveys:
         original, names = name_float_nodes(original, as_layers=self._as_layers, on_integers=self._on_integers)
         quantized, threads = tidy(quantized), self._threads
         keys = {entry.key for entry in quantized.metadata_props}
+        if not keys.isdisjoint((MIXED_KEY, EVENED_KEY)):
+            fold_batchnorm(original)  # which is between layers
+            fold_affine(original)
         if MIXED_KEY in keys:
             mix_bottlenecks_alike(original, quantized, samples, SAMPLES, threads)
         if EVENED_KEY in keys:

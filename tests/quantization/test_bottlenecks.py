@@ -13,17 +13,25 @@ NET = """g (float[N, 3, 6, 6] x) => (float[N, 5, 6, 6] y) {
     [first] f = Conv (x, w0)  [relu] a = Relu (f)  [project] p = Conv (a, w1)  [expand] u = Conv (p, w2)
     [act] r = Relu (u)  [mid] d = Conv <group = 8> (r, w3)  [cut] e = Relu (d)  [last] y = Conv (e, w4)
 }"""
+NORMED = NET.replace(
+    "p = Conv (a, w1)", "q = Conv (a, w1)  [norm] p = BatchNormalization (q, gain, shift, mean, power)"
+)
 
 
 @pytest.fixture
-def net(build, weigh):
+def make(build, weigh):
     """A bottleneck p of which sums of channels that hardly vary count as much as those that vary most."""
     scales = turn(4) @ np.diag(np.geomspace(0.1, 1, 4)) @ turn(4, 1)
     w1, w2 = scales @ weigh(4, 6), weigh(8, 4) @ np.linalg.inv(scales)
-    return build(
-        NET, w0=weigh(6, 3, 1, 1), w1=w1[..., None, None].astype(np.float32), w3=weigh(8, 1, 1, 1),
-        w2=w2[..., None, None].astype(np.float32), w4=weigh(5, 8, 1, 1),
-    )  # fmt: skip
+    norm = {"gain": 1 + weigh(4) ** 2, "shift": weigh(4), "mean": weigh(4), "power": 1 + weigh(4) ** 2}
+    weights = {"w1": w1[..., None, None].astype(np.float32), "w2": w2[..., None, None].astype(np.float32)}
+    weights |= {"w0": weigh(6, 3, 1, 1), "w3": weigh(8, 1, 1, 1), "w4": weigh(5, 8, 1, 1)}
+    return lambda text: build(text, **weights, **(norm if text is NORMED else {}))
+
+
+@pytest.fixture
+def net(make):
+    return make(NET)
 
 
 def mix(net, x, bits=4):
@@ -46,8 +54,8 @@ def test_a_matrix_that_gains_too_little_on_other_samples_is_not_taken(net, draw,
     assert not mix(net, draw(16, 3, 6, 6))
 
 
-def test_every_layer_of_a_mixed_file_is_judged(net, draw):
-    x = draw(32, 3, 6, 6)
+def test_every_layer_of_a_mixed_file_is_judged(make, draw):
+    net, x = make(NORMED), draw(32, 3, 6, 6)
     result = quantize(net, x, QuantizeConfig(activation_bits=4, placement="all", threads=1))
     assert result.report.passes["mix_bottlenecks"] == 1
     told = explain(net, result.model, open_calibration(x, inputs_of(net)))
