@@ -20,6 +20,7 @@ from ..graph.passes.mix import MIXED_KEY
 from ..graph.passes.normalise import tidy
 from ..quantization.output_parts import Parts
 from ..quantization.rotatable import rotate_alike
+from ..report import name_some
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
 from .bodies import pair_bodies
@@ -60,6 +61,7 @@ def explain(
         except ModelError as error:
             notes = (*notes, f"layers that read rotated channels are not judged: {error}")
         survey.measure(original, quantized, samples, parts=parts)
+        notes = (*notes, *survey.notes)
         if survey.faults:
             why = "some layers are ranked by the SQNR of their own output, as the graph behind them cannot be run alone"
             notes = (*notes, f"{why}: {survey.faults[0]}")
@@ -76,7 +78,8 @@ class _Surveys:
     """What was measured of a model's graph and of its bodies.
 
     of: each layer, with the survey that measured it. done: samples. unmatched: lines on what could not be measured.
-    faults: why outputs were not measured for some layers. inside: whether some layers are in bodies.
+    faults: why outputs were not measured for some layers. notes: remarks on layers. inside: whether some layers are in
+    bodies.
     """
 
     def __init__(self, settings: Mapping[str, object], stack: ExitStack, threads: int) -> None:
@@ -86,6 +89,7 @@ class _Surveys:
         self.done, self.inside = 0, False
         self.unmatched: list[str] = []
         self.faults: list[str] = []
+        self.notes: list[str] = []
 
     def measure(
         self,
@@ -99,14 +103,12 @@ class _Surveys:
         """Measure the layers of a graph, and of its bodies on what these read in runs of the float model."""
         original, names = name_float_nodes(original, as_layers=self._as_layers, on_integers=self._on_integers)
         quantized, threads = tidy(quantized), self._threads
-        keys = {entry.key for entry in quantized.metadata_props}
-        if not keys.isdisjoint((MIXED_KEY, EVENED_KEY)):
-            fold_batchnorm(original)  # which is between layers
-            fold_affine(original)
-        if MIXED_KEY in keys:
-            mix_bottlenecks_alike(original, quantized, samples, SAMPLES, threads)
-        if EVENED_KEY in keys:
-            scale_evened(original, quantized, samples, SAMPLES, threads)
+        untold = self._move_channels(original, quantized, samples)
+        if untold:
+            told = name_some(dict.fromkeys(path + names.get(each, each) for each in untold))
+            self.notes.append(
+                f"{told}: these seem worse than they are, as samples do not tell how channels between them are mixed"
+            )
         write_smoothed(original, quantized, samples, SAMPLES, threads)
         write_mixed(original, quantized)
         pairs, unmatched = pair_layers(original, quantized, names)
@@ -129,6 +131,18 @@ class _Surveys:
                 self.measure(body.original.model, body.quantized, body.original.samples, path=where)
             except ModelError as error:
                 self.unmatched.append(f"{where.removesuffix('/')}: {error}")
+
+    def _move_channels(self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet) -> list[str]:
+        """Mix and scale channels between layers as in the quantized model; layers of which it cannot be told how."""
+        keys, untold = {entry.key for entry in quantized.metadata_props}, list[str]()
+        if not keys.isdisjoint((MIXED_KEY, EVENED_KEY)):
+            fold_batchnorm(original)  # which is between layers
+            fold_affine(original)
+        if MIXED_KEY in keys:
+            untold = mix_bottlenecks_alike(original, quantized, samples, SAMPLES, self._threads)
+        if EVENED_KEY in keys:
+            scale_evened(original, quantized, samples, SAMPLES, self._threads)
+        return untold
 
 
 def _choose_limiting(layers: list[Measured]) -> list[Measured]:

@@ -83,16 +83,17 @@ def write_mixed(original: ModelProto, quantized: ModelProto) -> None:
 
 def mix_bottlenecks_alike(
     original: ModelProto, quantized: ModelProto, samples: CalibrationSet, most: int, threads: int
-) -> None:
+) -> list[str]:
     """Mix the channels of bottlenecks of ``original`` as the quantized model's are: neither's outputs change by that.
 
-    The matrix is the one that comes nearest to what the quantized layers give, by least squares.
+    The matrix is the one that comes nearest to what the quantized layers give, by least squares. Returns the names of
+    the layers around bottlenecks whose matrix the samples do not tell.
     """
     index, made = Index(original.graph), {t for node in quantized.graph.node for t in node.output}
     found = find_bottlenecks(original, {each.name: each for each in find_layers(original, index, 8, 8)})
     given = {each.makers[0].output: each for each in found if each.makers[0].output in made}
     if not given:
-        return
+        return []
     sessions = [Session(each, also=sorted(given), threads=threads, optimize=False) for each in (original, quantized)]
     sums: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     done = 0
@@ -106,10 +107,15 @@ def mix_bottlenecks_alike(
         done += samples.count(feeds)
         if done >= most:
             break
+    untold: list[str] = []
     for tensor, (both, own) in sums.items():
-        matrix = np.linalg.lstsq(own, both.T, rcond=None)[0].T
+        finite = bool(np.isfinite(both).all() and np.isfinite(own).all())
+        matrix = np.linalg.lstsq(own, both.T, rcond=None)[0].T if finite else np.zeros(own.shape)
         if np.linalg.cond(matrix) < WELL_POSED:  # few samples may not tell all of it
             mix_bottleneck(original, given[tensor], matrix)
+        else:
+            untold += [layer.name for layer in (*given[tensor].makers, *given[tensor].readers)]
+    return untold
 
 
 def _take_columns(values: np.ndarray) -> np.ndarray:

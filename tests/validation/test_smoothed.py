@@ -7,11 +7,13 @@ from onnxcalib import QuantizeConfig, quantize
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.edit import copy_model
 from onnxcalib.graph.index import Index, known_constant
+from onnxcalib.graph.layers import find_layers
 from onnxcalib.graph.load import inputs_of
+from onnxcalib.graph.passes.mix import find_bottlenecks, mix_bottleneck
 from onnxcalib.graph.passes.smooth import find_smoothable, smooth
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.validation.explain import explain
-from onnxcalib.validation.smoothed import write_smoothed
+from onnxcalib.validation.smoothed import mix_bottlenecks_alike, write_smoothed
 from tests.small_models import change_constant
 
 NET = """g (float[N, 6, 8] x) => (float[N, 6, 4] y) {
@@ -56,18 +58,36 @@ def test_every_layer_of_a_smoothed_file_is_judged(net, draw):
 
 def test_channels_that_were_evened_are_no_fault_of_a_layer(build, weigh, draw):
     net = build(
-        """g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y) { [first] a = Conv (x, w0) [act] r = Clip (a, low, high)
+        """g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y) { [first] c = Conv (x, w0)
+        [norm] a = BatchNormalization (c, gain, shift, shift, gain) [act] r = Clip (a, low, high)
         [mid] d = Conv <group = 8> (r, w1) [last] y = Conv (d, w2) }""",
         w0=weigh(8, 3, 1, 1) * np.geomspace(0.1, 2, 8, dtype=np.float32).reshape(8, 1, 1, 1),
         w1=weigh(8, 1, 1, 1), w2=weigh(5, 8, 1, 1), low=np.float32(0), high=np.float32(1.5),
+        gain=np.ones(8, np.float32), shift=np.zeros(8, np.float32),
     )  # fmt: skip
     x, four = draw(32, 3, 8, 8), {"mid": {"activation_bits": 4}}  # also right behind the first layer
     result = quantize(net, x, QuantizeConfig(activation_bits=4, layers=four, placement="all", threads=1))
     assert result.report.passes["even_layers"] == 1
     found = explain(net, result.model, open_calibration(x, inputs_of(net)))
     assert {loss.name for loss in found.layers} >= {"mid"}
-    assert all(loss.all_before_db > 12 for loss in found.layers)
+    assert all(loss.all_before_db > 12 for loss in (*found.layers, *found.others))
     assert not [reason for loss in found.layers for reason in loss.reasons if "times the float model's" in reason]
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, False), (4, True)])
+def test_layers_are_named_where_samples_do_not_tell_how_channels_are_mixed(build, weigh, draw, count, told):
+    net = build(
+        "g (float[N, 3, 1, 1] x) => (float[N, 5, 1, 1] y) { [in] a = Conv (x, w0) [out] y = Conv (a, w1) }",
+        w0=weigh(2, 3, 1, 1), w1=weigh(5, 2, 1, 1),
+    )  # fmt: skip
+    mixed, own, x = copy_model(net), copy_model(net), draw(count, 3, 1, 1)
+    (found,) = find_bottlenecks(mixed, {each.name: each for each in find_layers(mixed, Index(mixed.graph), 8, 8)})
+    mix_bottleneck(mixed, found, np.array([[1.0, 0.5], [-0.5, 2.0]]))
+    untold = mix_bottlenecks_alike(own, mixed, open_calibration(x, inputs_of(net)), 16, 1)
+    assert untold == ([] if told else ["in", "out"])
+    for name in ("w0", "w1"):
+        given = known_constant(Index((mixed if told else net).graph), name)
+        np.testing.assert_allclose(known_constant(Index(own.graph), name), given, rtol=1e-4, atol=1e-5)
 
 
 def test_without_smoothed_tensors_nothing_changes(net, draw):
