@@ -115,8 +115,9 @@ def end_layers(
 
 def layers_behind_first(graph: GraphProto, names: Set[str], around: Around | None = None) -> set[str]:
     """Names of the layers between which and the first layers there are no others; ``around``: of a body."""
-    first, _ = follow_layers(graph, names, (around or Around()).behind)
-    given, later, found = set[str](), set[str](), set[str]()
+    behind = (around or Around()).behind
+    first, _ = follow_layers(graph, names, behind)
+    given, later, found = set[str](), set(behind), set[str]()
     for node in graph.node:
         read = set(reads(node))
         if node.name in first:
