@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +41,10 @@ def inspect(
         prepare_outputs(outputs, [], models=[model], quiet=quiet, texts=[*outputs])
         if html is not None:
             check_installed()
-        from onnxcalib.inspection.run import inspect as read
+        with _uncollected():
+            from onnxcalib.inspection.run import inspect as read
 
-        contents = read(model)
+            contents = read(model)
         text = contents.to_json()
         texts = {} if json is None else {json: text + "\n"}
         if html is not None:
@@ -52,3 +56,15 @@ def inspect(
             from .contents import print_contents
 
             print_contents(contents, open_screen(outputs.values()))
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's search for cycles, which goes through all that packages hold again and again, and finds none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
