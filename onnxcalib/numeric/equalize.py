@@ -24,10 +24,32 @@ STEPS, RATE = 200, 0.05
 # of ResNet-20 falls as far as with the others, up to a three-hundredth of what it falls by.
 ROW_STEPS, ROW_RATE = 40, 0.1
 MEAN_DECAY, SQUARE_DECAY, ADAM_EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba, Adam, 2015
-# Ends of grids that are tried, as shares of the largest magnitude.
-SHARES = np.geomspace(1.0, 0.2, 20)
+# Steps of grids that are tried, as multiples of that which just reaches the largest magnitude.
+STEPS_TRIED = 5.0 ** (np.arange(-35, 17) / 19)
 # Shares of an octave that are tried as a common factor, and rounds over all junctions.
 FINE, ROUNDS = 16, 4
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The mean square of what grids of few levels leave of each channel, by their step.
+
+    errors: (channels, len(STEPS_TRIED)). steps: (channels,), what STEPS_TRIED are multiples of.
+    """
+
+    errors: np.ndarray
+    steps: np.ndarray
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The power of the change of the model's outputs, relative to theirs, by noise of unit power in each channel.
+
+    inputs: of what a layer reads, through this layer alone, (channels,). outputs: of what it gives, (channels,).
+    """
+
+    inputs: np.ndarray
+    outputs: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -38,7 +60,9 @@ class Equalized:
     taps: their number. powers, reaches: mean square of each input, and the magnitude that its grid should reach,
     (g * inputs,). weights: how much the error of an output counts, (g * outputs,). before, after: the numbers of the
     junctions that it reads and writes; None for what has no factors. weight_levels, input_levels: on one side of zero.
-    by_row: whether each output has a scale of its own, and not the weight one for all.
+    by_row: whether each output has a scale of its own, and not the weight one for all. rounding: of the inputs where
+    they have few levels. gains: the error by noise of unit power in each input, (g * inputs,), where that is known
+    better than by the weight and ``weights``. left: the share of the error of a rounded weight that stays.
     """
 
     peaks: np.ndarray
@@ -54,6 +78,9 @@ class Equalized:
     weight_levels: int = LEVELS
     input_levels: int = LEVELS
     by_row: bool = False
+    rounding: Rounding | None = None
+    gains: np.ndarray | None = None
+    left: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +122,7 @@ def choose_factors(
         ]
 
     steps, rate = (ROW_STEPS, ROW_RATE) if any(each.by_row for each in layers) else (STEPS, RATE)
-    adam = _Adam(logs)
+    adam = _Adam([*logs, *(each.log_step for each in terms if each.log_step is not None)])
     for step in range(steps if logs else 0):
         factors = read()
         # Layers that read nothing but zeros have no error, of which there is no logarithm.
@@ -113,24 +140,21 @@ def choose_factors(
     ]
 
 
-def find_reaches(values: np.ndarray, levels: int) -> np.ndarray:
-    """How far a grid with so many levels on one side of zero reaches in each channel at the least squared error.
+def measure_rounding(values: np.ndarray, levels: int) -> Rounding:
+    """What grids with so many levels on one side of zero leave of each channel.
 
     values: (channels, any), float32.
     """
-    largest = np.abs(values).max(1, keepdims=True)
-    best: np.ndarray = np.full(len(values), np.inf)
-    reaches: np.ndarray = largest[:, 0].copy()
-    for share in SHARES:
-        step = np.maximum(np.float32(share / levels) * largest, np.float32(TINY))
+    steps = np.maximum(np.abs(values).max(1), TINY).astype(np.float64) / levels
+    errors = np.empty((len(values), len(STEPS_TRIED)))
+    for i, share in enumerate(STEPS_TRIED):
+        step = np.maximum(share * steps, TINY).astype(np.float32)[:, None]
         error = np.rint(values / step)
         np.clip(error, -levels, levels, out=error)
         error *= step
         error -= values
-        found = np.einsum("cx,cx->c", error, error)
-        better = found < best
-        best[better], reaches[better] = found[better], share * largest[better, 0]
-    return reaches
+        errors[:, i] = np.einsum("cx,cx->c", error, error) / values.shape[1]
+    return Rounding(errors, steps)
 
 
 class _Adam:
@@ -168,20 +192,45 @@ class _Terms:
         self.columns = torch.tensor(np.einsum("goi,go->gi", layer.squares, weights) * EVEN)
         self.powers = torch.tensor(layer.powers.reshape(groups, inputs) * layer.taps * EVEN)
         self.reaches = torch.tensor(layer.reaches.reshape(groups, inputs))
+        self.left = layer.left
+        if layer.gains is not None:
+            self.columns = torch.tensor(layer.gains.reshape(groups, inputs) * EVEN)
+        self.log_step: torch.Tensor | None = None
+        if layer.rounding is not None:
+            self.rounded = torch.tensor(layer.rounding.errors) * self.columns.reshape(-1, 1) / EVEN
+            self.log_ends = torch.tensor(np.log(layer.rounding.steps))
+            tries = np.log(layer.rounding.steps.max() * STEPS_TRIED)
+            costs = [float(self._round_inputs(torch.tensor(each), 0.0)) for each in tries]
+            self.log_step = torch.tensor(tries[int(np.argmin(costs))], requires_grad=True)
+
+    def _round_inputs(self, log_step: torch.Tensor, logs: torch.Tensor | float) -> torch.Tensor:
+        """The error by inputs whose channels are multiplied by exp(logs), on a grid of this step.
+
+        Between steps that were tried it is interpolated.
+        """
+        wide = np.log(STEPS_TRIED[1] / STEPS_TRIED[0])
+        place = (log_step - logs - self.log_ends - np.log(STEPS_TRIED[0])) / wide
+        place = place.clamp(0, len(STEPS_TRIED) - 1 - 1e-9)
+        below = place.detach().floor()
+        low, high = (self.rounded.gather(1, below.long()[:, None] + i)[:, 0] for i in (0, 1))
+        return torch.lerp(low, high, place - below).sum()
 
     def errors(self, factors: Sequence[torch.Tensor]) -> torch.Tensor:
         """The weighted squared error of the output by the rounding of weight and input, with norms as their steps."""
         given, made = self._of_channels(factors)
         by_weight, by_input = self._unit_errors(given, made)
-        by_input = by_input * (_norm(self.reaches * given) / self.input_levels) ** 2
+        if self.log_step is None:
+            by_input = by_input * (_norm(self.reaches * given) / self.input_levels) ** 2
+        else:
+            by_input = self._round_inputs(self.log_step, given.reshape(-1).log())
         if self.by_row:  # a row's scale takes the factor of its output, which leaves the row's error as it was
             total = torch.einsum("goi,gi->go", self.raised, given**-POWER).clamp_min(TINY)
             steps = torch.tensor(self.largest[:, :, 0]) * total ** (1 / POWER) / self.weight_levels
             by_row: torch.Tensor = ((given**2 * self.powers).sum(1) * (self.weights * steps**2).sum(1)).sum()
-            return by_row + by_input
+            return self.left * by_row + by_input
         total = torch.einsum("go,goi,gi->", made**POWER, self.raised, given**-POWER)
         weight_step = float(self.largest.max()) * total ** (1 / POWER) / self.weight_levels
-        return by_weight * weight_step**2 + by_input
+        return self.left * by_weight * weight_step**2 + by_input
 
     def steps_and_errors(self, factors: Sequence[torch.Tensor]) -> tuple[float, float, float, float]:
         """The steps of weight and input, and the two errors that they leave."""

@@ -6,7 +6,8 @@ Read the files in the order of the work:
   them; ``floor`` says what memory is needed. ``run_samples`` opens samples by ``smoke_test``, ``past`` and
   ``closed_loop``, and leaves out ``odd_samples``. ``prepare`` makes the model ready: it calls ``rewrite``,
   ``approximations``, ``unchanged``, ``rotation`` of what is ``rotatable``, ``smoothing``, ``channel_scales``,
-  ``join_scales``, ``bottlenecks`` and ``even_layers``, and finds ``output_parts``. ``prepared`` describes the result.
+  ``join_scales``, ``bottlenecks`` and ``even_layers`` by ``noise_gains``, and finds ``output_parts``. ``prepared``
+  describes the result.
 - ``outline`` is what settings and structure decide of a model. ``placement`` has the rules of what stays in float,
   those of ``structure_rules`` first: ``weights_alone``, ``last_layers``, ``patch_layers``, ``cost_placement`` by
   ``tensor_shapes``, or ``measured_placement``, ``coarse_inputs``, ``coarse_runs``, ``coarse_products``,

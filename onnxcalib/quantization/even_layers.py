@@ -17,20 +17,34 @@ from ..data import CalibrationSet
 from ..graph.index import Index, known_constant
 from ..graph.layers import channel_axis, find_layers
 from ..graph.passes.equalize import Junction, find_junctions, scale_junction
-from ..numeric.equalize import LEVELS, Equalized, Limits, choose_factors, find_reaches
+from ..numeric.equalize import (
+    LEVELS,
+    STEPS_TRIED,
+    TINY,
+    Equalized,
+    Gains,
+    Limits,
+    Rounding,
+    choose_factors,
+    measure_rounding,
+)
 from ..runtime.session import Session
 from ..spec import LayerScheme, QuantScheme
 from .batches import batch_size, choose_step
+from .noise_gains import measure_gains
 
 # A channel reaches the bound of a Clip where its samples come this near to it, as a share of the bound: others may give
 # more. On MobileNetV2, factors for all channels that stay below the bound itself change the float model's outputs on
 # other images by 25 dB, these by 32.
 MARGIN = 1.5
 # Values of a channel that are looked at, about, and that must differ from 0 for a grid that leaves some of them out.
-VALUES, LEAST_VALUES = 1024, 32
+VALUES, LEAST_VALUES = 2048, 32
 LEAST_POWER = 1e-30  # of outputs that are more than rounding leaves of none
 MOST_FACTOR = 50.0  # of a channel that hardly gives anything
 MOST_SAMPLES = 64  # whose moments are as good as those of more
+# Share of the error of a rounded weight that solving leaves (ResNet-20 at W4A4: 0.13).
+SOLVED = 0.1
+MOST_SHARE = 10.0  # of the power of all values to that of those looked at
 
 
 def even_layers(
@@ -40,21 +54,21 @@ def even_layers(
     threads: int = 0,
     *,
     few_levels: bool = True,
+    solved: bool = True,
     but: Collection[str] = (),
 ) -> dict[str, tuple[float, float]]:
     """Scale the channels between layers whose weights have one scale each, or of which some read few levels.
 
-    few_levels: whether layers that read few levels ask for it, some of them depthwise. but: tensors that stay, as their
-    channels were mixed. Returns the least and the greatest factor of each set of tensors that have the same, under the
-    name of one.
+    few_levels: whether layers that read few levels ask for it. solved: whether layers will be. but: tensors that stay,
+    as their channels were mixed. Returns the least and the greatest factor of each set of tensors that have the same,
+    under the name of one.
     The float model's outputs on the samples stay as they are. A Clip(0, c) has one bound for all channels, so that
     those that reach it keep one common factor, by which the bound is multiplied too. Where grids do what Clips do, for
     onnxruntime, each channel has a bound of its own in place of that (see ``scale_junction``).
     """
     one_scale = bool(scheme.layers) and all(layer.weight_spec.axis is None for layer in scheme.layers)
     reading = [layer for layer in scheme.layers if few_levels and layer.activation_spec.bits < FULL_BITS]
-    # Factors cost the weights of other layers what they gain for grids: ResNets have as much error with as without.
-    few = {layer.name for layer in reading} if any(layer.groups > 1 for layer in reading) else set()
+    few = {layer.name for layer in reading}
     if not one_scale and not few:
         return {}
     index = Index(model.graph)
@@ -74,9 +88,13 @@ def even_layers(
     seen = _measure(model, [*around, *clipped], samples, most=most, threads=threads)
     described = [_describe(index, layers[name], junctions, seen) for name in readers]
     own = dict(zip(readers, described, strict=True))
+    # With depthwise layers errors are large: solving leaves most of them, and the Jacobian tells little.
+    small = not one_scale and not any(layer.groups > 1 for layer in layers.values())
+    left = SOLVED if small and solved else 1.0
+    made = {name: layers[name].output for name in readers}
+    gains = measure_gains(model, made, samples, threads) if small else {}
     weighed = [
-        replace(own[name], weights=_weigh(own[name], [(own[each], first) for each, first in behind.items()]))
-        for name, behind in readers.items()
+        replace(each, left=left, rounding=each.rounding if small else None) for each in _weigh_all(own, readers, gains)
     ]
     limits = [_limit_to_grid(each, own) if bounded and each.clips else _limit(index, each, seen) for each in junctions]
     power = all(layer.weight_spec.power_of_two for layer in scheme.layers)
@@ -105,13 +123,23 @@ class _Seen:
         self.least = min(self.least, float(low.min()))
         self.some.append(np.moveaxis(flat[:, :, :: choose_step(flat.shape[2], places)], 1, 0).reshape(len(high), -1))
 
-    def reaches(self, bits: int) -> np.ndarray:
-        """What a grid of so many bits would reach in each channel, were it alone."""
-        if bits >= FULL_BITS:
+    def reaches(self, rounding: Rounding | None, levels: int) -> np.ndarray:
+        """What a grid would reach in each channel, were it alone."""
+        if rounding is None:
             return self.reach
+        told = np.count_nonzero(np.concatenate(self.some, axis=1), axis=1) >= LEAST_VALUES
+        best = STEPS_TRIED[rounding.errors.argmin(1)] * rounding.steps * levels
+        return np.where(told, np.minimum(best, self.reach), self.reach)
+
+    def round(self, bits: int) -> Rounding | None:
+        """What grids of so few bits leave of each channel; None for 8 bits."""
+        if bits >= FULL_BITS:
+            return None
         some = np.concatenate(self.some, axis=1)
-        told = np.count_nonzero(some, axis=1) >= LEAST_VALUES
-        return np.where(told, np.minimum(find_reaches(some, self.levels(bits)), self.reach), self.reach)
+        found = measure_rounding(some, self.levels(bits))
+        # Some values stand for all, of which few may differ from 0.
+        share = self.power / np.maximum(np.einsum("cx,cx->c", some, some) / some.shape[1], TINY)
+        return replace(found, errors=found.errors * np.minimum(share, MOST_SHARE)[:, None])
 
     def levels(self, bits: int) -> int:
         """Of a grid of so many bits on one side of zero."""
@@ -150,22 +178,25 @@ def _describe(index: Index, layer: LayerScheme, junctions: Sequence[Junction], s
     taps = rows.reshape(layer.groups, len(rows) // layer.groups, rows.shape[1], -1)
     power = float(seen[layer.output].power.sum())
     power = power if power > LEAST_POWER else 1.0  # samples that are all black say nothing of the outputs
+    given, bits = seen[layer.input], layer.activation_spec.bits
+    rounding = given.round(bits)
     before, read = _find_junction(junctions, layer.input)
     after, written = _find_junction(junctions, layer.output)
     return Equalized(
         peaks=taps.max(axis=3),
         squares=(taps**2).sum(axis=3),
         taps=taps.shape[3],
-        powers=seen[layer.input].power,
-        reaches=seen[layer.input].reaches(layer.activation_spec.bits),
+        powers=given.power,
+        reaches=given.reaches(rounding, given.levels(bits)),
         weights=np.full(len(rows), 1 / power),
         before=before,
         after=after,
         read=read,
         written=written,
         weight_levels=2 ** (min(layer.weight_spec.bits, FULL_BITS) - 1) - 1,
-        input_levels=seen[layer.input].levels(layer.activation_spec.bits),
+        input_levels=given.levels(bits),
         by_row=layer.weight_spec.axis is not None,
+        rounding=rounding,
     )
 
 
@@ -173,6 +204,18 @@ def _find_junction(junctions: Sequence[Junction], tensor: str) -> tuple[int | No
     """The number of the junction that a tensor is in, and which of its channels is the tensor's first."""
     found = ((i, each.tensors[tensor].start or 0) for i, each in enumerate(junctions) if tensor in each.tensors)
     return next(found, (None, 0))
+
+
+def _weigh_all(
+    own: Mapping[str, Equalized], readers: Mapping[str, Mapping[str, int]], gains: Mapping[str, Gains]
+) -> list[Equalized]:
+    """The layers with how much their errors count: by their gains, or else by what the layers behind make of them."""
+    if gains:
+        return [replace(own[name], gains=gains[name].inputs, weights=gains[name].outputs) for name in readers]
+    return [
+        replace(own[name], weights=_weigh(own[name], [(own[each], first) for each, first in behind.items()]))
+        for name, behind in readers.items()
+    ]
 
 
 def _weigh(layer: Equalized, readers: Sequence[tuple[Equalized, int]]) -> np.ndarray:

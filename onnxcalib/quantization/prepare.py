@@ -203,9 +203,9 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
     for line in find_unlike_joins(model, scheme, samples, run.threads) if grouped else ():
         run.warn(line)
     # Weights that bodies and the graph around them share have the factors of all of them, or none.
-    few_levels = run.shared is None and not planned
+    few_levels, solved = run.shared is None and not planned, prepared.config.does("reconstruct")
     mixed = mix_bottlenecks(model, scheme, samples, run.threads) if few_levels else {}
-    evened = even_layers(model, scheme, samples, run.threads, few_levels=few_levels, but=mixed)
+    evened = even_layers(model, scheme, samples, run.threads, few_levels=few_levels, solved=solved, but=mixed)
     if evened or mixed:
         scheme = prepared.make_widest_scheme()
     rescales = not grouped or run.target.rewrites.rescaled_inputs

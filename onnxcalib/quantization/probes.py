@@ -168,7 +168,7 @@ class _ProbeComputer:
     def _compute(self, feeds: dict[str, np.ndarray], samples: int, real: torch.Tensor | None) -> dict[str, np.ndarray]:
         """Tensor -> probes (N, directions * SIGNS, P) of these samples; zero at padding."""
         inputs = [torch.from_numpy(np.asarray(feeds[t], order="C")).to(self.problem.device) for t in self.inputs]
-        with _refusing():
+        with refusing():
             values = self.module(*inputs)
         given, inner = values[: -len(self.returned)], values[-len(self.returned) :]
         made = {t: value for t, value in zip(self.returned, inner, strict=True) if t in self.layers}
@@ -182,7 +182,7 @@ class _ProbeComputer:
         for number in range(self.directions):
             score = reduce(torch.add, [self._along_direction(v) for v in outputs])
             more = number < self.directions - 1
-            with _refusing():
+            with refusing():
                 gradients = torch.autograd.grad(score, list(made.values()), retain_graph=more, allow_unused=True)
             for tensor, gradient in zip(made, gradients, strict=True):
                 if gradient is not None and gradient.dim() > 1 and len(gradient) == samples:
@@ -216,7 +216,7 @@ class _ProbeComputer:
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def refusing() -> Iterator[None]:
     """Turn exceptions of torch and of onnx2torch's modules, which may be of any type, into BlockError.
 
     Errors for lack of memory are no fault of the model, and are raised as they are.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxcalib.numeric.equalize import Equalized, Limits, choose_factors, find_reaches
+from onnxcalib.numeric.equalize import STEPS_TRIED, Equalized, Limits, choose_factors, measure_rounding
 
 FREE = Limits(np.full(4, np.inf), np.zeros(4, bool))
 
@@ -57,18 +57,39 @@ def test_factors_keep_to_the_least_even_where_less_would_serve():
     np.testing.assert_allclose(found.by_channel[2], 40)
 
 
+def round_to(values, step, levels):
+    return np.clip(np.rint(values / step), -levels, levels) * step
+
+
 @pytest.mark.parametrize("levels", [7, 15])
-def test_a_grid_reaches_as_far_as_leaves_the_least_squared_error(levels):
+def test_what_grids_leave_of_a_channel_is_its_mean_squared_error_at_each_step(levels):
     values = np.random.default_rng(0).laplace(size=(3, 4096)).astype(np.float32)
     values[1], values[2] = np.linspace(0, 2, 4096), 0
-    reaches = find_reaches(values, levels)
+    found = measure_rounding(values, levels)
+    steps = STEPS_TRIED[:, None] * found.steps
+    wanted = [
+        [np.square(round_to(v, s, levels) - v).mean() for v, s in zip(values[:2], row, strict=False)] for row in steps
+    ]
+    np.testing.assert_allclose(found.errors[:2].T, wanted, rtol=1e-3)
+    assert found.steps[1] == pytest.approx(2 / levels) and not found.errors[2].any()
+    best = STEPS_TRIED[found.errors[:2].argmin(1)]
+    assert best[0] < 0.9 < best[1] <= 1.1  # a grid leaves out rare values, and holds those that are not
 
-    def lose(end):
-        step = end / levels
-        return np.square(np.clip(np.rint(values[0] / step), -levels, levels) * step - values[0]).sum()
 
-    assert lose(reaches[0]) <= 1.02 * min(map(lose, np.geomspace(0.25, 1, 9) * np.abs(values[0]).max()))
-    assert reaches[0] < 0.9 * np.abs(values[0]).max() and 1.8 < reaches[1] <= 2 and reaches[2] == 0
+def test_channels_of_few_levels_have_factors_with_which_one_grid_rounds_them_better():
+    values = np.random.default_rng(0).exponential(size=(4, 2000)).astype(np.float32)
+    values *= np.array([0.1, 1.0, 4.0, 0.5], np.float32)[:, None]
+    rounding, gains = measure_rounding(values, 15), np.array([1.0, 1.0, 1.0, 0.0])
+    first, second = (replace(each, by_row=True, left=0.01) for each in pair(np.sqrt(np.square(values).mean(1))))
+    (found,) = choose_factors([first, replace(second, rounding=rounding, gains=gains)], [FREE])
+
+    def lose(channels, factors):
+        scaled = values[channels] * factors[channels, None]
+        steps = np.geomspace(0.02, 1, 60) * scaled.max() / 15
+        return min(np.square((round_to(scaled, s, 15) - scaled) / factors[channels, None]).sum() for s in steps)
+
+    alone = sum(lose([channel], np.ones(4)) for channel in range(3))
+    assert lose([0, 1, 2], found.by_channel) < 1.05 * alone < 0.7 * lose([0, 1, 2], np.ones(4))
 
 
 def test_a_common_factor_brings_a_range_to_a_power_of_two():

@@ -97,6 +97,22 @@ def test_channels_come_nearer_for_layers_that_read_few_levels_whatever_a_clip_cu
     np.testing.assert_allclose(run(net, x)[0], before, rtol=1e-4, atol=1e-5)
 
 
+def test_channels_of_a_residual_net_come_nearer_where_its_layers_read_few_levels(build, weigh, run, draw):
+    net = build(
+        """g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y)
+           { [first] a = Conv (x, w0) r = Relu (a) [inner] b = Conv (r, w1) c = Add (b, r) s = Relu (c)
+           [next] d = Conv (s, w2) t = Relu (d) [last] y = Conv (t, w3) }""",
+        w0=weigh(4, 3, 1, 1) * SCALES, w1=weigh(4, 4, 1, 1) * SCALES, w2=weigh(4, 4, 1, 1), w3=weigh(5, 4, 1, 1),
+    )  # fmt: skip
+    x = draw(16, 3, 8, 8)
+    (before,), rows = run(net, x), spread(net, "w0")
+    scheme = make_scheme(net, activation_bits=4)
+    found = even_layers(net, scheme, open_calibration(x, inputs_of(net)), 1)
+    assert found.keys() == {"r"}  # and of s, which has the same; the last layer reads 8 bits
+    assert spread(net, "w0") < rows / 2
+    np.testing.assert_allclose(run(net, x)[0], before, rtol=1e-4, atol=1e-5)
+
+
 def test_grids_take_the_place_of_bounds_in_the_file(make, draw):
     net, x = make(1.0), draw(64, 3, 8, 8)
     result = quantize(net, x, FEW)
