@@ -23,8 +23,9 @@ import numpy as np
 
 from .rotation import turn
 
-# What is added to the diagonals of both matrices, as a share: few samples tell little of what hardly varies.
-RIDGE = 0.003
+# What is added to the diagonals of both matrices, as a share: few samples tell little of what hardly varies. Entries
+# count as LEAST of their mean at the least, as channels that never vary or that nothing reads have none.
+RIDGE, LEAST = 0.003, 1e-3
 # Entries are multiples of it, so that another order of sums hardly ever gives another matrix.
 STEP = 2.0**-14
 # Shares of the largest magnitude that a grid is tried to reach.
@@ -34,7 +35,7 @@ REACHES = np.linspace(0.3, 1, 15)
 def find_mixing(covariance: np.ndarray, metric: np.ndarray) -> np.ndarray:
     """A (K, K), of a mean square of 1 / K; covariance C and metric M (K, K), symmetric, float64."""
     size = len(covariance)
-    covariance, metric = (each + RIDGE * np.diag(np.diag(each)) for each in (covariance, metric))
+    covariance, metric = (_add_ridge(each) for each in (covariance, metric))
     powers, axes = np.linalg.eigh(covariance)
     root, inverse = ((axes * powers**exponent) @ axes.T for exponent in (0.5, -0.5))
     squares, directions = np.linalg.eigh(root @ metric @ root)
@@ -44,6 +45,12 @@ def find_mixing(covariance: np.ndarray, metric: np.ndarray) -> np.ndarray:
     found *= np.sqrt(size) / np.linalg.norm(found)
     rounded: np.ndarray = np.round(found / STEP) * STEP
     return rounded
+
+
+def _add_ridge(matrix: np.ndarray) -> np.ndarray:
+    diagonal = np.diag(matrix)
+    found: np.ndarray = matrix + RIDGE * np.diag(np.maximum(diagonal, LEAST * diagonal.mean()))
+    return found
 
 
 def _turn_even(matrix: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from onnx import ModelProto
 from ..config import FULL_BITS
 from ..data import CalibrationSet
 from ..graph.index import Index, known_constant
-from ..graph.layers import find_layers
+from ..graph.layers import channel_axis, find_layers
 from ..graph.passes.equalize import find_junctions
 from ..graph.passes.mix import find_bottlenecks, mix_bottleneck
 from ..numeric.mixing import find_mixing, rounding_ratio
@@ -32,10 +32,10 @@ WORTH = 0.95
 
 @dataclass(frozen=True)
 class _Reader:
-    """What a layer reads: its metric M (K, K), and columns (samples, K, P) about their means."""
+    """What a layer reads: its metric M (K, K), and columns (K, any) of each sample."""
 
     metric: np.ndarray
-    columns: np.ndarray
+    columns: Sequence[np.ndarray]
     levels: int
 
     @property
@@ -50,7 +50,7 @@ class _Reader:
 
     def take(self, first: int) -> np.ndarray:
         """The columns (K, any) of every second sample, less their means."""
-        flat = np.concatenate([*self.columns[first::2]], axis=1).astype(np.float64)
+        flat = np.concatenate(self.columns[first::2], axis=1).astype(np.float64)
         centred: np.ndarray = flat - flat.mean(axis=1, keepdims=True)
         return centred
 
@@ -69,14 +69,14 @@ def mix_bottlenecks(
     junctions = [each for each in junctions if all(layer.name in few for layer in each.readers)]
     if not junctions or len(samples) < 2:
         return {}
-    behind = find_junctions(model, layers)[1]
     ends = {t for each in junctions for t in each.tensors}
+    weights = _weigh_outputs(index, layers, find_junctions(model, layers)[1], ends)
     seen = _read_columns(model, sorted({layer.input for each in junctions for layer in each.readers}), samples, threads)
     found: dict[str, tuple[float, float]] = {}
     for junction in junctions:
         readers = [
             _Reader(
-                _find_metric(index, layer, _weigh_outputs(index, layer, layers, behind, ends)),
+                _find_metric(index, layer, weights[layer.name]),
                 seen[layer.input],
                 2 ** few[layer.name].activation_spec.bits,
             )
@@ -112,16 +112,16 @@ def _find_matrix(readers: Sequence[_Reader]) -> np.ndarray | None:
 
 def _read_columns(
     model: ModelProto, tensors: Sequence[str], samples: CalibrationSet, threads: int
-) -> dict[str, np.ndarray]:
-    """Each tensor at some positions of some samples, (samples, K, positions)."""
+) -> dict[str, list[np.ndarray]]:
+    """Each tensor at some positions of some samples, (K, positions) of each."""
     session = Session(model, also=[*tensors], name="the prepared model", threads=threads)
     every = max(1, len(samples) // MOST_SAMPLES)
     found: dict[str, list[np.ndarray]] = {tensor: [] for tensor in tensors}
     for part in samples.split(batch_size(session, samples), range(0, len(samples), every)):
         for tensor, values in session.run(samples.read(part), [*tensors]).items():
             flat = values.reshape(*values.shape[:2], -1)
-            found[tensor].append(flat[:, :, :: choose_step(flat.shape[2], POSITIONS)].copy())
-    return {tensor: np.concatenate(parts) for tensor, parts in found.items()}
+            found[tensor].extend(flat[:, :, :: choose_step(flat.shape[2], POSITIONS)].copy())
+    return found
 
 
 def _find_metric(index: Index, layer: LayerScheme, weights: np.ndarray) -> np.ndarray:
@@ -133,27 +133,33 @@ def _find_metric(index: Index, layer: LayerScheme, weights: np.ndarray) -> np.nd
 
 
 def _weigh_outputs(
-    index: Index,
-    layer: LayerScheme,
-    layers: Mapping[str, LayerScheme],
-    behind: Mapping[str, Mapping[str, int]],
-    ends: set[str],
-) -> np.ndarray:
+    index: Index, layers: Mapping[str, LayerScheme], readers: Mapping[str, Mapping[str, int]], ends: set[str]
+) -> dict[str, np.ndarray]:
     """How much the error of each output counts: by what layers make of it up to the next bottleneck, each output alone.
 
-    behind: of each layer those that read it, as ``find_junctions`` has them.
+    layers: all, in graph order. readers: of each layer, as ``find_junctions`` has them: a shortcut has some in front of
+    the layer too.
     """
-    count = known_constant(index, layer.weight).shape[0]
-    readers = behind.get(layer.name, {})
-    if not readers or layer.output in ends:
-        return np.ones(count)
-    found = np.zeros(count)
-    for name, first in readers.items():
-        reader = layers[name]
-        own = _weigh_outputs(index, reader, layers, behind, ends)
-        weight = known_constant(index, reader.weight).astype(np.float64)
-        squares = np.square(weight).reshape(*weight.shape[:2], -1).sum(2).reshape(reader.groups, -1, weight.shape[1])
-        columns = (squares * own.reshape(reader.groups, -1, 1)).sum(1).reshape(-1)
-        start, stop = max(first, 0), min(first + len(columns), count)
-        found[start:stop] += columns[start - first : stop - first]
+    found: dict[str, np.ndarray] = {}
+    for name in reversed([each for each in layers if each in readers]):
+        layer = layers[name]
+        count = known_constant(index, layer.weight).shape[channel_axis(index.nodes[name])]
+        later = {each: first for each, first in readers[name].items() if each in found}
+        if not later or layer.output in ends:
+            found[name] = np.ones(count)
+            continue
+        found[name] = np.zeros(count)
+        for each, first in later.items():
+            columns = _sum_columns(index, layers[each], found[each])
+            start, stop = max(first, 0), min(first + len(columns), count)
+            found[name][start:stop] += columns[start - first : stop - first]
+    return found
+
+
+def _sum_columns(index: Index, layer: LayerScheme, weights: np.ndarray) -> np.ndarray:
+    """What a layer makes of an error in each of its inputs alone, with these weights of its outputs."""
+    weight = known_constant(index, layer.weight).astype(np.float64)
+    rows = np.moveaxis(weight, channel_axis(index.nodes[layer.name]), 0)
+    squares = np.square(rows).reshape(layer.groups, len(rows) // layer.groups, rows.shape[1], -1).sum(3)
+    found: np.ndarray = (squares * weights.reshape(layer.groups, -1, 1)).sum(1).reshape(-1)
     return found

@@ -45,5 +45,12 @@ def test_rounding_to_few_levels_costs_less(pair):
     assert rounding_ratio(columns, pair[1], 256) < before / 50
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_channels_that_never_vary_or_that_nothing_reads_are_mixed_by_a_matrix_with_an_inverse(pair, which):
+    pair[which][2] = pair[which][:, 2] = 0
+    found = find_mixing(*pair)
+    assert np.isfinite(found).all() and np.linalg.cond(found) < 1e3
+
+
 def test_what_does_not_vary_has_no_error():
     assert rounding_ratio(np.zeros((SIZE, 5)), np.eye(SIZE), 16) == 0

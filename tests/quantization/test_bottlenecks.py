@@ -3,6 +3,7 @@ import pytest
 
 from onnxcalib import QuantizeConfig, quantize
 from onnxcalib.data import open_calibration
+from onnxcalib.graph.index import Index, known_constant
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric.rotation import turn
@@ -46,6 +47,22 @@ def test_bottlenecks_that_layers_of_few_bits_read_are_mixed_and_the_outputs_stay
     ((tensor, (least, most)),) = mix(net, x).items()
     assert tensor == "p" and 0 < least < most
     np.testing.assert_allclose(run(net, x)[0], before, rtol=1e-3, atol=1e-4)
+
+
+def test_samples_may_have_several_sizes(make, draw):
+    images = [{"x": draw(1, 3, *size)} for size in [(6, 6), (30, 8)] * 8]
+    assert "p" in mix(make(NET.replace("6, 6]", "H, W]")), images)
+
+
+def test_a_shortcut_behind_a_bottleneck_is_followed_to_later_layers_alone(build, weigh, net, draw):
+    text = """g (float[N, 3, 6, 6] x) => (float[N, 8, 6, 6] y) {
+        [first] f = Conv (x, w0)  [relu] a = Relu (f)  [project] p = Conv (a, w1)  [expand] u = Conv (p, w2)
+        [act] r = Relu (u)  [in] i = Conv (r, v0)  [mid] m = Relu (i)  [out] o = Conv (m, v1)  [join] s = Add (r, o)
+        [cut] t = Relu (s)  [last] y = Conv (t, v2)
+    }"""
+    known = {name: known_constant(Index(net.graph), name) for name in ("w0", "w1", "w2")}
+    model = build(text, **known, **{f"v{number}": weigh(8, 8, 1, 1) for number in range(3)})
+    assert "p" in mix(model, draw(16, 3, 6, 6))
 
 
 def test_a_matrix_that_gains_too_little_on_other_samples_is_not_taken(net, draw, monkeypatch):
