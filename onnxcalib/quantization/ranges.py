@@ -121,7 +121,7 @@ class Ranges(BaseModel):
         )
         raise ConfigError(
             f"ranges: found {found} as factors of the channels of {tensor!r}, where this run has {here}; they follow"
-            " from the samples; calibrate on the same ones with the same settings, or both times with smoothing 'off'"
+            " from samples and settings; calibrate on the same samples with the same settings"
         )
 
     def to_json(self) -> str:

@@ -169,7 +169,7 @@ def test_ranges_of_other_factors_are_refused(transformer):
         ConfigError, match=r"ranges: found .* as factors of the channels of 'h', where this run has none"
     ):
         reconstruct(prepare(transformer, samples, OFF), again)
-    with pytest.raises(ConfigError, match="calibrate on the same ones with the same settings"):
+    with pytest.raises(ConfigError, match="calibrate on the same samples with the same settings"):
         reconstruct(prepare(transformer, 3 * draw_tokens(32, seed=5) ** 3, AUTO), again)
 
 
