@@ -65,7 +65,7 @@ class Prepared(Outline):
     where they are from. lossless: grids that hold the first layers' inputs without error, as found in some of the
     samples. padding: the padding mask of ``model``. class_axes: see ``find_class_axes``. smoothing, rotation: what
     was chosen, None where none was tried. evened: activation -> the least and the greatest factor of its channels
-    between layers, for one of each set. mixed: the same of the singular values of what mixes channels. sources: see
+    between layers, for one of each set. mixed: the same of the entries of what mixes channels. sources: see
     ``identify_weights``, before channels have factors, in a model with bodies and in bodies. factors: layer -> those
     (channels,) of what it reads.
     """
