@@ -289,6 +289,10 @@ class QuantScheme:
     def least_weight_bits(self) -> int:
         return min(layer.weight_spec.bits for layer in (*self.layers, *self.recurrent))
 
+    @property
+    def has_groups(self) -> bool:
+        return any(layer.groups > 1 for layer in self.layers)
+
     def reads_fewer_bits(self, bits: int) -> bool:
         """Whether a weighted layer reads a static grid of fewer bits than these."""
         return any(not layer.dynamic and layer.activation_spec.bits < bits for layer in self.layers)

@@ -31,7 +31,7 @@ def find_active_end(state: ReconstructionState, layer: LayerScheme, shape: tuple
     all where none has several groups.
     """
     problem, groups = state.problem, layer.groups
-    if all(each.groups == 1 for each in problem.scheme.layers):
+    if not problem.scheme.has_groups:
         return None
     if layer.op not in CONVOLUTIONS or layer.op == "ConvTranspose" or not layer.takes_bias:
         return None

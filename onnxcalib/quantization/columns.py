@@ -174,7 +174,7 @@ class ColumnReader:
 
         Convolutions of models with layers of several groups: ResNet-20 and MiniLM-L6 gain nothing.
         """
-        grouped = any(each.groups > 1 for each in self.problem.scheme.layers)
+        grouped = self.problem.scheme.has_groups
         return grouped and self.is_conv and not self.layer.reads_float and spec.bits < FULL_BITS
 
     def _pool(self, moments: Moments, others: ReaderSums, rows: torch.Tensor) -> Moments:

@@ -130,7 +130,7 @@ class Prepared(Outline):
         solved = config.does("reconstruct") and not config.parallel
         if not (wanted and solved and self.samples.images and scheme.reads_fewer_bits(FULL_BITS)):
             return False
-        if any(layer.groups > 1 for layer in scheme.layers):
+        if scheme.has_groups:
             return False
         return config.count_views(scheme.least_weight_bits) > 0
 

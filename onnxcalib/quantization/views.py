@@ -95,10 +95,9 @@ def _count_views(prepared: Prepared) -> int:
     config, scheme, texts = prepared.config, prepared.scheme, prepared.samples.texts is not None
     alone = texts and all(layer.reads_float for layer in scheme.layers)
     few = scheme.reads_fewer_bits(FULL_BITS) or scheme.least_weight_bits < FEW_BITS
-    grouped = few and any(layer.groups > 1 for layer in scheme.layers)
-    return (
-        0 if config.views is None and (alone or grouped) else config.count_views(scheme.least_weight_bits, texts=texts)
-    )
+    if config.views is None and (alone or (few and scheme.has_groups)):
+        return 0
+    return config.count_views(scheme.least_weight_bits, texts=texts)
 
 
 def _holds_tokens(feeds: Mapping[str, Any]) -> bool:

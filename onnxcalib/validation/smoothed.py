@@ -19,7 +19,7 @@ from ..graph.passes.equalize import find_junctions, scale_junction
 from ..graph.passes.mix import find_bottlenecks, mix_bottleneck
 from ..graph.passes.rotate import ROTATED
 from ..graph.passes.smooth import SMOOTHED
-from ..quantization.batches import batch_size
+from ..quantization.batches import batch_size, choose_step
 from ..runtime.session import Session
 
 NAME = re.compile(rf"(.+)_{SMOOTHED}(?:_\d+)?")
@@ -121,7 +121,7 @@ def mix_bottlenecks_alike(
 def _take_columns(values: np.ndarray) -> np.ndarray:
     """Some positions of all samples as columns (K, any), float64."""
     flat = values.reshape(*values.shape[:2], -1)
-    some = flat[:, :, :: max(1, flat.shape[2] // POSITIONS)]
+    some = flat[:, :, :: choose_step(flat.shape[2], POSITIONS)]
     return np.moveaxis(some, 1, 0).reshape(values.shape[1], -1).astype(np.float64)
 
 
